@@ -1,0 +1,5 @@
+//! Who may use this host, and for how long: mint and check in the same file.
+
+pub mod keyring; // the instance's secret and the keys derived from it
+pub mod token; // agents' tokens
+pub mod turn_rest; // time-limited TURN users

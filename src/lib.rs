@@ -1,0 +1,23 @@
+//! Halfway: one public host where two WebRTC agents meet.
+//!
+//! A pure core and a thin shell. Core modules are state machines: bytes and `now` in, replies and effects out; they
+//! own no socket, task, thread or clock. Shell modules own those and decide nothing. `tests/suite/layers.rs` holds
+//! the arrows.
+
+// Shell: sockets, threads, tasks, clock.
+pub mod app; // builds and joins all parts; start order, drain
+pub mod clock; // the only file that reads a clock
+pub mod commands; // token, ice, check: one file each; `serve` is `app`
+pub mod config; // file + environment + flags → Config, with no "maybe" left
+pub mod host; // what this machine's own addresses are
+pub mod http; // drives `signaling`: routes, WebSocket, ICE lists
+pub mod metrics; // every number exposed, with its meaning
+pub mod relay; // drives `turn`: one shard per core
+pub mod tls; // certificates
+
+// Core: state machines.
+pub mod signaling; // agents, rooms, sessions, offers
+pub mod turn; // the TURN server (RFC 8656, RFC 8489)
+
+// Pure functions and plain data.
+pub mod credentials; // who may use us, and for how long
