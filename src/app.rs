@@ -1,0 +1,1 @@
+//! Builds and joins all parts; the one place that knows everybody.

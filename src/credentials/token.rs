@@ -1,0 +1,1 @@
+//! Agents' tokens: JWT, HS256 (RFC 7519).

@@ -1,0 +1,1 @@
+//! Drives `signaling`: routes, WebSocket, ICE lists.

@@ -1,0 +1,1 @@
+//! Every number exposed, with its meaning.

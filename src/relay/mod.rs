@@ -1,0 +1,1 @@
+//! Drives `turn`: one shard per core.

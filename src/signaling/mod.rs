@@ -1,0 +1,1 @@
+//! Agents, rooms, sessions, offers: the hub as a state machine.

@@ -1,0 +1,1 @@
+//! The hermetic tests, one binary: no root, no network beyond loopback.
