@@ -72,3 +72,15 @@ pub enum Why {
     /// Idle while its owner, at the quota, asked for another.
     Reclaimed,
 }
+
+impl Why {
+    /// The word in the log.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Released => "released",
+            Self::Expired => "expired",
+            Self::Reclaimed => "reclaimed",
+        }
+    }
+}
