@@ -1,6 +1,10 @@
 //! File, environment and flags resolved once into a [`Config`] with no "maybe" left.
 
-use std::{net::{IpAddr, SocketAddr}, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use ipnet::IpNet;
 
