@@ -61,6 +61,14 @@ pub enum CertificateError {
     Unusable(rustls::Error),
 }
 
+impl CertificateError {
+    /// Whether the key's file is to blame, and not the certificate's.
+    #[must_use]
+    pub fn is_of_key(&self) -> bool {
+        matches!(self, Self::NoKey | Self::MalformedKey | Self::Unusable(rustls::Error::InconsistentKeys(_)))
+    }
+}
+
 impl fmt::Display for CertificateError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
