@@ -10,7 +10,15 @@ use std::{
 
 use ipnet::IpNet;
 
-use crate::{tls, turn::policy::DeniedPeers};
+use crate::{
+    credentials::{
+        keyring::{InstanceSecret, Purpose},
+        token::TokenKeys,
+        turn_rest::TurnSecrets,
+    },
+    tls,
+    turn::policy::DeniedPeers,
+};
 
 pub(crate) mod parse; // what one setting's text means
 mod source; // where a setting comes from, and what is wrong with it
@@ -101,6 +109,34 @@ pub struct Admin {
 pub struct Log {
     pub filter: String,
     pub json: bool,
+}
+
+impl Credentials {
+    /// The secrets of TURN users: the configured ones, else the one derived from the instance's secret.
+    ///
+    /// # Errors
+    /// When the instance's secret is needed and cannot be had.
+    pub fn turn_secrets<E>(
+        &self,
+        secret: impl FnOnce() -> Result<InstanceSecret, E>,
+    ) -> Result<TurnSecrets, E> {
+        let configured = TurnSecrets::new(&self.secrets);
+        let derived = || Ok([secret()?.derive(Purpose::TurnRest)]);
+        configured.map_or_else(|| Ok(TurnSecrets::new(&derived()?).expect("one secret is enough")), Ok)
+    }
+}
+
+impl Auth {
+    /// The keys of agents' tokens: the configured ones, else the one derived from the instance's secret.
+    ///
+    /// # Errors
+    /// When the instance's secret is needed and cannot be had.
+    pub fn token_keys<E>(&self, secret: impl FnOnce() -> Result<InstanceSecret, E>) -> Result<TokenKeys, E> {
+        let configured: Vec<&[u8]> = self.secrets.iter().map(AsRef::as_ref).collect();
+        let keys = |secrets: &[&[u8]]| TokenKeys::new(secrets, self.max_ttl);
+        let derived = || Ok(secret()?.derive(Purpose::Token));
+        keys(&configured).map_or_else(|| Ok(keys(&[&derived()?]).expect("one secret is enough")), Ok)
+    }
 }
 
 /// A configured secret: used as its UTF-8 bytes, never printed.
