@@ -174,6 +174,12 @@ impl Server {
         &mut self.ports[usize::from(relay)]
     }
 
+    /// The quotas, which all shards share.
+    #[must_use]
+    pub fn quotas(&self) -> &Quotas {
+        &self.quotas
+    }
+
     /// The counts since the start.
     #[must_use]
     pub fn counters(&self) -> Counters {
