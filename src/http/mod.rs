@@ -1,1 +1,3 @@
-//! Drives `signaling`: routes, WebSocket, ICE lists.
+//! Drives `signaling`: accept, routes, WebSocket, ICE lists.
+
+pub mod ice; // ICE server lists: pure, so that `halfway ice` prints the same
