@@ -215,15 +215,31 @@ fn shard(
     Shard::new(Server::new(Setup { auth, policy, quotas, ports }), relays, listeners, waker)
 }
 
-/// Every `count`-th port, from `index` on.
+/// Every `count`-th pair of ports, from `index` on: pairs, so that each shard has even ports to give.
 fn share(ports: &RangeInclusive<u16>, index: usize, count: usize) -> impl Iterator<Item = u16> + use<> {
-    ports.clone().skip(index).step_by(count)
+    ports.clone().filter(move |port| usize::from(port / 2) % count == index)
 }
 
 fn forget_ports(config: &RelayConfig, index: usize, count: usize) {
     for relay in 0..config.policy.relays.len() {
         for port in share(&config.ports, index, count) {
             config.policy.live.remove(RelayPort { relay: relay as u8, port });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::share;
+
+    #[test]
+    fn shards_share_all_ports_and_each_has_even_ones() {
+        let ports = 49_153..=65_535;
+        let mut all: Vec<_> = (0..3).flat_map(|index| share(&ports, index, 3)).collect();
+        all.sort_unstable();
+        assert!(all.into_iter().eq(ports.clone()));
+        for index in 0..3 {
+            assert!(share(&ports, index, 3).filter(|port| port % 2 == 0).count() > 2_000);
         }
     }
 }
