@@ -13,7 +13,7 @@ use bytes::Bytes;
 use serde_json::value::RawValue;
 
 use super::{
-    limits::{Bucket, HEARTBEAT, Limits, MAX_CARD},
+    limits::{Bucket, Limits, MAX_CARD},
     message::{
         Announced, ClientFrame, FrameId, Hello, Incoming, Kind, Listed, Rejected, Resume, ServerFrame,
         SessionId, Unnumbered, Welcome,
@@ -49,6 +49,8 @@ pub struct Hub {
     ready: Vec<ConnectionId>,
     held_bytes: usize,
     last_connection: u64,
+    /// Nobody joins any more.
+    closed: bool,
     counters: Counters,
 }
 
@@ -181,6 +183,7 @@ impl Hub {
             ready: Vec::new(),
             held_bytes: 0,
             last_connection: 0,
+            closed: false,
             counters: Counters::default(),
         }
     }
@@ -197,6 +200,9 @@ impl Hub {
         hello: &Hello<'_>,
         join: Join<'_>,
     ) -> Result<ConnectionId, Refusal> {
+        if self.closed {
+            return Err(Refusal::Unavailable("going down: try again soon"));
+        }
         if !self.members.contains_key(&agent.id) && self.members.len() >= self.limits.agents {
             return Err(Refusal::Unavailable("too many agents: try again later"));
         }
@@ -288,7 +294,7 @@ impl Hub {
         self.dismiss(connection, Farewell::Slow);
     }
 
-    /// Tells every connection to come back later, spread, and forgets all sessions.
+    /// Tells every connection to come back later, spread, forgets all sessions, and lets nobody join.
     pub fn restart(&mut self) {
         let connected =
             std::mem::take(&mut self.members).into_values().filter_map(|member| member.connection);
@@ -343,6 +349,12 @@ impl Hub {
         }
         let next = rest.next().and_then(|_| agents.last()).map(|(agent, _)| agent.clone());
         Page { agents, agent_count: all.len(), next }
+    }
+
+    /// How often to ping.
+    #[must_use]
+    pub fn heartbeat(&self) -> Duration {
+        self.limits.heartbeat
     }
 
     #[must_use]
@@ -554,7 +566,7 @@ impl Hub {
             ice,
             agents,
             agent_count: everybody.len() - 1,
-            heartbeat: HEARTBEAT.as_secs(),
+            heartbeat: self.limits.heartbeat.as_secs(),
             limits: self.announced(),
         })
         .to_bytes();
@@ -729,6 +741,7 @@ mod tests {
             resume_window: Duration::from_secs(60),
             rate: None,
             presence_limit: 256,
+            heartbeat: Duration::from_secs(25),
             agents: 100,
             held_bytes: 1 << 20,
         }

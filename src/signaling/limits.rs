@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use crate::config;
 
-/// How often the server pings, and how long a silent connection is believed.
-pub const HEARTBEAT: Duration = Duration::from_secs(25);
+/// Below the 30 seconds after which the most impatient proxies cut an idle connection.
+const HEARTBEAT: Duration = Duration::from_secs(25);
 
 /// Bytes of an agent's card.
 pub const MAX_CARD: usize = 8192;
@@ -23,6 +23,8 @@ pub struct Limits {
     pub resume_window: Duration,
     pub rate: Option<Rate>,
     pub presence_limit: usize,
+    /// How often agents are pinged; one that is silent for two of these is given up.
+    pub heartbeat: Duration,
     /// Agents with a session, connected or waiting to resume.
     pub agents: usize,
     /// Bytes in the windows of all sessions together.
@@ -40,6 +42,7 @@ impl Limits {
             resume_window: config.resume_window,
             rate: Rate::new(config.messages_per_second, config.burst),
             presence_limit: or_unlimited(config.presence_limit),
+            heartbeat: HEARTBEAT,
             agents: 250_000,
             held_bytes: 256 << 20,
         }

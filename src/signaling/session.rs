@@ -202,6 +202,7 @@ mod tests {
             resume_window: Duration::from_secs(60),
             rate: None,
             presence_limit: 256,
+            heartbeat: Duration::from_secs(25),
             agents: 10,
             held_bytes: usize::MAX,
         }
