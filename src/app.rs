@@ -1,73 +1,90 @@
 //! Builds and joins all parts; the one place that knows everybody.
+//!
+//! Start: keys, addresses, relay, listeners, then `ready`. Stop: nobody new, tell the agents, wait, end.
 
-use std::{
-    net::{IpAddr, SocketAddr, TcpListener},
-    time::Duration,
-};
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     clock,
-    commands::quick_start::QuickStart,
     config::Config,
-    credentials::token::{AgentId, NewToken, Room, Scopes},
+    credentials::keyring::Purpose,
     data_dir::DataDir,
     host::{Host, Relays},
+    relay::{Relay, RelayConfig},
     systemd,
-    tls::{Certificate, self_signed},
+    turn::{
+        RelayAddress,
+        nonce::Nonces,
+        policy::{LivePorts, Policy},
+        quota::Quotas,
+    },
 };
+
+/// How often a draining instance looks whether it may end.
+const DRAIN_LOOK: Duration = Duration::from_millis(200);
 
 /// Runs the appliance until it is told to stop.
 ///
 /// # Errors
 /// One line for people.
 pub fn serve(config: Config) -> Result<(), String> {
-    let now = clock::now();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start: {error}"))?;
+    runtime.block_on(run(config))
+}
+
+async fn run(config: Config) -> Result<(), String> {
+    let mut terminate =
+        signal(SignalKind::terminate()).map_err(|error| format!("cannot take SIGTERM: {error}"))?;
+    let mut interrupt =
+        signal(SignalKind::interrupt()).map_err(|error| format!("cannot take SIGINT: {error}"))?;
     let host = Host::look().map_err(|error| format!("cannot list this host's addresses: {error}"))?;
     let relays = Relays::resolve(&host, &config.turn.relay_ips, &config.public_ips);
     relays.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    let data_dir = DataDir::new(&config.data_dir);
-    data_dir.secret_or_new().map_err(|error| error.to_string())?;
-    let token_keys = config.auth.token_keys(|| data_dir.secret()).map_err(|error| error.to_string())?;
-    let mut addresses: Vec<IpAddr> = relays.addresses.iter().map(|relay| relay.public).collect();
-    addresses.extend(config.http.listen.iter().map(SocketAddr::ip));
-    let names = self_signed::names(config.public_host.as_deref(), &addresses);
-    let certificate = match &config.http.certificate {
-        Some((cert, key)) => Certificate::from_files(cert, key)?,
-        None => data_dir.certificate(now, &names).map_err(|error| error.to_string())?,
-    };
-    let mut listeners = Vec::new();
-    for listen in &config.http.listen {
-        let listener = TcpListener::bind(listen)
-            .map_err(|error| format!("http.listen: cannot bind {listen}: {error}"))?;
-        listeners.push(listener);
+    let secret = DataDir::new(&config.data_dir).secret_or_new().map_err(|error| error.to_string())?;
+    let secrets = config.credentials.turn_secrets(|| Ok::<_, String>(secret.clone()))?;
+    let relay = Relay::start(RelayConfig {
+        listen: config.turn.listen.clone(),
+        shards: config.turn.shards,
+        ports: config.turn.relay_ports.clone(),
+        policy: policy(&config, &host, &relays),
+        quotas: Quotas::new(config.turn.allocations_per_agent, config.turn.allocations_total),
+        realm: config.turn.realm.clone(),
+        secrets,
+        nonces: Nonces::new(&secret.derive(Purpose::Nonce)),
+    })?;
+    tracing::info!(turn = ?relay.listening(), "ready");
+    systemd::ready();
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| error.to_string())?;
-    runtime.block_on(async {
-        let kind = tokio::signal::unix::SignalKind::terminate();
-        let mut terminate = tokio::signal::unix::signal(kind).map_err(|error| error.to_string())?;
-        tracing::info!("ready");
-        systemd::ready();
-        let own_cert = data_dir.cert_path();
-        QuickStart {
-            https: &format!("{}:{}", names[0].replace("localhost", "127.0.0.1"), 8443),
-            ice_urls: &[],
-            token: &token_keys.mint(
-                now,
-                &NewToken {
-                    agent: AgentId::parse("agent-1").expect("a plain name"),
-                    room: Room::main(),
-                    scopes: Scopes::default(),
-                    ttl: Duration::from_secs(3600),
-                },
-            ),
-            agent: "agent-1",
-            self_signed: certificate.self_signed.then_some(own_cert.as_path()),
-        }
-        .print_on_terminal();
-        terminate.recv().await;
-        Ok(())
-    })
+    systemd::stopping();
+    drain(&relay, config.drain_timeout).await;
+    Ok(())
+}
+
+fn policy(config: &Config, host: &Host, relays: &Relays) -> Policy {
+    let addresses = relays.addresses.iter();
+    Policy {
+        relays: addresses.map(|relay| RelayAddress { bound: relay.bound, public: relay.public }).collect(),
+        own_addresses: host.addresses.clone(),
+        listeners: [&config.http.listen[..], &config.admin.listen].concat(),
+        allow: config.turn.allow_peers.clone(),
+        deny: config.turn.deny_peers.clone(),
+        denied: config.turn.denied_peers,
+        live: LivePorts::new(relays.addresses.len()),
+    }
+}
+
+async fn drain(relay: &Relay, timeout: Duration) {
+    relay.drain();
+    let until = clock::now().mono + timeout;
+    while clock::now().mono < until && relay.counters().await.allocations > 0 {
+        tokio::time::sleep(DRAIN_LOOK).await;
+    }
 }

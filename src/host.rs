@@ -186,6 +186,7 @@ fn source(target: IpAddr) -> Option<IpAddr> {
 }
 
 /// RFC 5014: not a temporary privacy address, which would be gone tomorrow. Where the kernel refuses, its own choice does.
+#[expect(unsafe_code, reason = "the option has no safe wrapper")]
 fn prefer_lasting(socket: &Socket) {
     let public = libc::IPV6_PREFER_SRC_PUBLIC;
     // SAFETY: the option takes one int, which lives across the call.

@@ -99,6 +99,11 @@ impl Relay {
         &self.listening
     }
 
+    /// No new allocations from now on.
+    pub fn drain(&self) {
+        self.shards.iter().for_each(|shard| shard.tell(Command::Drain));
+    }
+
     /// The counts of all shards, now.
     pub async fn counters(&self) -> Counters {
         let mut sum = Counters::default();

@@ -30,6 +30,8 @@ use crate::{
 pub enum Command {
     /// The counts, now.
     Count(oneshot::Sender<Counters>),
+    /// No new allocations.
+    Drain,
     /// Come to an end.
     Stop,
 }
@@ -113,6 +115,7 @@ impl Shard {
         loop {
             match commands.try_recv() {
                 Ok(Command::Count(to)) => _ = to.send(self.server.counters()),
+                Ok(Command::Drain) => self.server.drain(),
                 Err(TryRecvError::Empty) => return Obeyed::GoOn,
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return Obeyed::Stop,
             }
@@ -300,7 +303,7 @@ fn relay_port(number: u64) -> RelayPort {
 
 fn log_ended(ended: &crate::turn::allocation::Ended) {
     tracing::info!(
-        agent = %ended.agent,
+        agent = ?ended.agent,
         relayed = %ended.relayed,
         seconds = ended.lived.as_secs(),
         bytes_to_peers = ended.to_peers.bytes,

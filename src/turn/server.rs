@@ -46,6 +46,7 @@ pub struct Server {
     answers: Answers,
     effects: VecDeque<Effect>,
     counters: Counters,
+    pub(super) draining: bool,
 }
 
 /// What a server is built from.
@@ -95,7 +96,13 @@ impl Server {
             answers: Answers::default(),
             effects: VecDeque::new(),
             counters: Counters::default(),
+            draining: false,
         }
+    }
+
+    /// No new allocations from now on; those that live may go on.
+    pub fn drain(&mut self) {
+        self.draining = true;
     }
 
     /// A batch of packets was read at `now`.

@@ -16,6 +16,7 @@ use halfway::{
     },
 };
 
+mod certs;
 mod config;
 mod first_start;
 

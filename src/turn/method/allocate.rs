@@ -73,6 +73,9 @@ pub(super) fn allocate(
         return Err(Refusal::AddressFamilyNotSupported);
     }
     // Step 8.
+    if server.draining {
+        return Err(Refusal::InsufficientCapacity);
+    }
     let seat = seat(server, now, caller)?;
     let relay = take_port(server, family, wish.even_port.is_some()).ok_or(Refusal::InsufficientCapacity)?;
     let relayed = SocketAddr::new(server.policy.relays[usize::from(relay.relay)].public, relay.port);

@@ -251,3 +251,21 @@ fn the_total_is_a_limit_too() {
          60s bob < Allocate 486 signed",
     );
 }
+
+#[test]
+fn a_draining_relay_takes_nobody_new_and_keeps_whom_it_has() {
+    check(
+        "0s alice > Allocate
+         0s alice < Allocate 401 realm nonce
+         0s alice > Allocate auth
+         0s - take :49152
+         0s alice < Allocate ok relayed=5.5.5.5:49152 mapped=9.0.0.1:1000 lifetime=1200 signed
+         1s operator > drain
+         2s bob > Allocate
+         2s bob < Allocate 401 realm nonce
+         2s bob > Allocate auth
+         2s bob < Allocate 508 signed
+         600s alice > Refresh auth
+         600s alice < Refresh ok lifetime=1200 signed",
+    );
+}

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Lines with `>` are what happens; all others must come of them, no more and no less. A name is a client, an address
-//! a peer (`1.1.1.1:7 > :49152 hello`), `-` an effect on the shell. `drop` lines tell why a packet went nowhere.
+//! a peer (`1.1.1.1:7 > :49152 hello`), `-` an effect on the shell; `operator > drain` is the operator's part. `drop` lines tell why a packet went nowhere.
 
 use std::{
     collections::HashMap,
@@ -180,6 +180,7 @@ impl Stage {
         let (who, what) = event.split_once(" > ").unwrap();
         match who.parse::<SocketAddr>() {
             Ok(peer) => self.peer_sends(peer, what),
+            Err(_) if (who, what) == ("operator", "drain") => self.server.drain(),
             Err(_) => self.client_sends(who, what),
         }
         self.drops();
