@@ -1,1 +1,229 @@
-//! Drives `turn`: one shard per core.
+//! Drives `turn`: one shard per core, each a thread with its own listeners and relay sockets; a fallen one starts anew.
+
+mod poll;
+mod shard;
+mod sockets;
+mod udp;
+
+use std::{
+    io,
+    net::SocketAddr,
+    ops::RangeInclusive,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, mpsc},
+    thread::JoinHandle,
+};
+
+use tokio::sync::oneshot;
+
+use self::{
+    poll::Waker,
+    shard::{Command, Listener, Shard},
+    udp::Batch,
+};
+use crate::{
+    credentials::turn_rest::TurnSecrets,
+    turn::{
+        RelayPort,
+        auth::Auth,
+        counters::Counters,
+        nonce::Nonces,
+        policy::Policy,
+        quota::Quotas,
+        server::{Server, Setup},
+    },
+};
+
+/// What a relay is built from.
+#[derive(Clone, Debug)]
+pub struct RelayConfig {
+    /// Where clients send to; port 0 lets the kernel choose.
+    pub listen: Vec<SocketAddr>,
+    /// How many shards; fewer are started when [`Self::ports`] is small.
+    pub shards: usize,
+    /// Ports of relayed addresses.
+    pub ports: RangeInclusive<u16>,
+    /// Which peers may be reached; the addresses of [`Self::listen`] are added to its listeners.
+    pub policy: Policy,
+    /// How many allocations may be held.
+    pub quotas: Quotas,
+    /// Sent in challenges.
+    pub realm: String,
+    /// Who minted the users.
+    pub secrets: TurnSecrets,
+    /// Makes and checks nonces.
+    pub nonces: Nonces,
+}
+
+/// A running relay; dropping it ends all allocations.
+pub struct Relay {
+    listening: Vec<SocketAddr>,
+    shards: Vec<Running>,
+}
+
+struct Running {
+    commands: mpsc::Sender<Command>,
+    waker: Arc<Waker>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// A shard has so many ports at least.
+const PORTS_PER_SHARD: usize = 1_024;
+
+impl Relay {
+    /// Binds everything, then starts the shards.
+    ///
+    /// # Errors
+    /// One line that names the address and what is wrong with it.
+    pub fn start(mut config: RelayConfig) -> Result<Self, String> {
+        let shards = config.shards.clamp(1, config.ports.len().div_ceil(PORTS_PER_SHARD));
+        let mut listeners: Vec<Vec<Listener>> = (0..shards).map(|_| Vec::new()).collect();
+        let mut listening = Vec::new();
+        for at in config.listen.clone() {
+            let bound = listen(at, &mut listeners).map_err(|error| cannot_listen(at, &error))?;
+            listening.push(bound);
+        }
+        config.policy.listeners.extend(&listening);
+        let count = listeners.len();
+        let start = |(index, listeners)| {
+            start_shard(config.clone(), index, count, listeners)
+                .map_err(|error| format!("cannot start relay shard {index}: {error}"))
+        };
+        let shards = listeners.into_iter().enumerate().map(start).collect::<Result<_, _>>()?;
+        Ok(Self { listening, shards })
+    }
+
+    /// Where clients send to.
+    #[must_use]
+    pub fn listening(&self) -> &[SocketAddr] {
+        &self.listening
+    }
+
+    /// No new allocations from now on.
+    pub fn drain(&self) {
+        self.shards.iter().for_each(|shard| shard.tell(Command::Drain));
+    }
+
+    /// The counts of all shards, now.
+    pub async fn counters(&self) -> Counters {
+        let mut sum = Counters::default();
+        for shard in &self.shards {
+            let (to, counted) = oneshot::channel();
+            shard.tell(Command::Count(to));
+            if let Ok(counters) = counted.await {
+                sum += &counters;
+            }
+        }
+        sum
+    }
+}
+
+impl Running {
+    fn tell(&self, command: Command) {
+        // A shard that has come to an end needs no telling.
+        let _ = self.commands.send(command);
+        self.waker.wake();
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.shards.iter().for_each(|shard| shard.tell(Command::Stop));
+        for thread in self.shards.iter_mut().filter_map(|shard| shard.thread.take()) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// One socket for each shard at the same address, which is given back with its port.
+fn listen(at: SocketAddr, shards: &mut [Vec<Listener>]) -> io::Result<SocketAddr> {
+    // Sockets that share an address would silently share it with another instance, too: ask once without sharing.
+    let at = sockets::listener(at, false)?.local_addr()?;
+    let shared = shards.len() > 1;
+    for listeners in shards {
+        listeners.push(Listener { socket: sockets::listener(at, shared)?, at });
+    }
+    Ok(at)
+}
+
+fn cannot_listen(at: SocketAddr, error: &io::Error) -> String {
+    let hint = match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "another program uses this port; stop it, or choose another with --turn-listen"
+        }
+        io::ErrorKind::AddrNotAvailable => "this host has no such address; see --turn-listen",
+        io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE",
+        _ => "see --turn-listen",
+    };
+    format!("cannot listen on UDP {at} for TURN: {error} ({hint})")
+}
+
+fn start_shard(
+    config: RelayConfig,
+    index: usize,
+    count: usize,
+    listeners: Vec<Listener>,
+) -> io::Result<Running> {
+    let (commands, inbox) = mpsc::channel();
+    let waker = Arc::new(Waker::new()?);
+    let first = shard(&config, index, count, &listeners, &waker)?;
+    let of_thread = Arc::clone(&waker);
+    let body = move || supervise(first, &config, (index, count), &listeners, &of_thread, &inbox);
+    let thread = std::thread::Builder::new().name(format!("relay-{index}")).spawn(body)?;
+    Ok(Running { commands, waker, thread: Some(thread) })
+}
+
+/// A shard is the blast radius of its own bugs: its allocations are lost, the host goes on.
+fn supervise(
+    mut running: Shard,
+    config: &RelayConfig,
+    (index, count): (usize, usize),
+    listeners: &[Listener],
+    waker: &Waker,
+    inbox: &mpsc::Receiver<Command>,
+) {
+    let mut batch = Batch::new();
+    loop {
+        match catch_unwind(AssertUnwindSafe(|| running.run(listeners, waker, inbox, &mut batch))) {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => tracing::error!("relay shard {index} failed and starts anew: {error}"),
+            Err(_) => {
+                tracing::error!("relay shard {index} panicked and starts anew; its allocations are lost")
+            }
+        }
+        drop(running);
+        forget_ports(config, index, count);
+        running = match shard(config, index, count, listeners, waker) {
+            Ok(shard) => shard,
+            Err(error) => return tracing::error!("relay shard {index} cannot start anew: {error}"),
+        };
+    }
+}
+
+fn shard(
+    config: &RelayConfig,
+    index: usize,
+    count: usize,
+    listeners: &[Listener],
+    waker: &Waker,
+) -> io::Result<Shard> {
+    let relays = config.policy.relays.clone();
+    let ports = relays.iter().map(|_| share(&config.ports, index, count).collect()).collect();
+    let auth =
+        Auth { realm: config.realm.clone(), secrets: config.secrets.clone(), nonces: config.nonces.clone() };
+    let (policy, quotas) = (config.policy.clone(), config.quotas.clone());
+    Shard::new(Server::new(Setup { auth, policy, quotas, ports }), relays, listeners, waker)
+}
+
+/// Every `count`-th port, from `index` on.
+fn share(ports: &RangeInclusive<u16>, index: usize, count: usize) -> impl Iterator<Item = u16> + use<> {
+    ports.clone().skip(index).step_by(count)
+}
+
+fn forget_ports(config: &RelayConfig, index: usize, count: usize) {
+    for relay in 0..config.policy.relays.len() {
+        for port in share(&config.ports, index, count) {
+            config.policy.live.remove(RelayPort { relay: relay as u8, port });
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! Certificates: read from PEM, judged, and made into what a TLS listener needs.
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{fmt, net::IpAddr, path::Path, sync::Arc};
 
 use rustls::{
     ServerConfig,
@@ -28,6 +28,20 @@ impl Certificate {
         let config = server_config(cert_pem, key_pem)?;
         let self_signed = Facts::of_leaf(cert_pem)?.self_signed;
         Ok(Self { config, self_signed })
+    }
+
+    /// Reads both from files.
+    ///
+    /// # Errors
+    /// One line for people, with the file.
+    pub fn from_files(cert: &Path, key: &Path) -> Result<Self, String> {
+        let read = |path: &Path| {
+            std::fs::read(path).map_err(|error| format!("{} cannot be read: {error}", path.display()))
+        };
+        Self::from_pem(&read(cert)?, &read(key)?).map_err(|error| {
+            let at = if error.is_of_key() { key } else { cert };
+            format!("{}: {error}", at.display())
+        })
     }
 }
 
@@ -59,6 +73,14 @@ pub enum CertificateError {
     MalformedKey,
     /// The TLS library refuses it: most often, key and certificate do not belong together.
     Unusable(rustls::Error),
+}
+
+impl CertificateError {
+    /// Whether the key's file is to blame, and not the certificate's.
+    #[must_use]
+    pub fn is_of_key(&self) -> bool {
+        matches!(self, Self::NoKey | Self::MalformedKey | Self::Unusable(rustls::Error::InconsistentKeys(_)))
+    }
 }
 
 impl fmt::Display for CertificateError {
@@ -139,22 +161,26 @@ mod tests {
         Certificate::from_pem(cert.as_bytes(), key.as_bytes()).unwrap_err().to_string()
     }
 
+    fn pair() -> (String, String) {
+        let key = self_signed::new_key().unwrap();
+        (self_signed::generate(crate::clock::now(), &["localhost".to_owned()], &key).unwrap(), key)
+    }
+
     #[test]
     fn certificate_and_key_belong_together() {
-        let one = self_signed::generate(crate::clock::now(), &["localhost".to_owned()]).unwrap();
-        let other = self_signed::generate(crate::clock::now(), &["localhost".to_owned()]).unwrap();
-        assert!(Certificate::from_pem(one.cert.as_bytes(), one.key.as_bytes()).unwrap().self_signed);
-        assert_eq!(refusal(&one.cert, &other.key), "the key does not belong to the certificate");
+        let ((cert, key), (_, other_key)) = (pair(), pair());
+        assert!(Certificate::from_pem(cert.as_bytes(), key.as_bytes()).unwrap().self_signed);
+        assert_eq!(refusal(&cert, &other_key), "the key does not belong to the certificate");
     }
 
     #[test]
     fn what_is_missing_is_named() {
-        let pair = self_signed::generate(crate::clock::now(), &["localhost".to_owned()]).unwrap();
-        assert_eq!(refusal("", &pair.key), "no CERTIFICATE block in PEM");
-        assert_eq!(refusal(&pair.key, &pair.key), "no CERTIFICATE block in PEM");
-        assert!(refusal(&pair.cert, "").starts_with("no PRIVATE KEY block in PEM"));
-        assert!(refusal(&pair.cert, &pair.cert).starts_with("no PRIVATE KEY block in PEM"));
+        let (cert, key) = pair();
+        assert_eq!(refusal("", &key), "no CERTIFICATE block in PEM");
+        assert_eq!(refusal(&key, &key), "no CERTIFICATE block in PEM");
+        assert!(refusal(&cert, "").starts_with("no PRIVATE KEY block in PEM"));
+        assert!(refusal(&cert, &cert).starts_with("no PRIVATE KEY block in PEM"));
         let rubbish = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
-        assert_ne!(refusal(rubbish, &pair.key), "");
+        assert_ne!(refusal(rubbish, &key), "");
     }
 }

@@ -1,5 +1,7 @@
 //! What one shard has counted since it started. Plain numbers: the shell publishes copies.
 
+use super::refusal::{CODES, Refusal};
+
 /// One shard's counters; add them up over shards.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -7,14 +9,105 @@ pub struct Counters {
     pub allocations: u64,
     /// Allocations ever made.
     pub allocations_made: u64,
-    pub bytes_to_peers: u64,
-    pub packets_to_peers: u64,
-    pub bytes_to_clients: u64,
-    pub packets_to_clients: u64,
     /// STUN Binding requests answered.
     pub bindings: u64,
-    /// Error responses by their STUN code, in the order of [`crate::turn::refusal::CODES`].
-    pub refusals: [u64; 14],
-    /// Packets dropped, by reason, in the order of [`DROPS`].
-    pub drops: [u64; 6],
+    /// From clients to their peers.
+    pub to_peers: Traffic,
+    /// From peers to their clients.
+    pub to_clients: Traffic,
+    /// Error responses, in the order of [`CODES`].
+    pub refusals: [u64; CODES.len()],
+    /// Packets dropped, in the order of [`Dropped::ALL`].
+    pub drops: [u64; Dropped::ALL.len()],
+}
+
+/// Relayed payload, without any header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Datagrams.
+    pub packets: u64,
+    /// Bytes of payload.
+    pub bytes: u64,
+}
+
+impl Traffic {
+    /// One more datagram with `len` bytes of payload.
+    pub fn add(&mut self, len: usize) {
+        self.packets += 1;
+        self.bytes += len as u64;
+    }
+}
+
+impl std::ops::AddAssign for Traffic {
+    fn add_assign(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+    }
+}
+
+/// Why a packet went nowhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dropped {
+    /// Neither STUN nor ChannelData, or broken.
+    Malformed,
+    /// From a client without an allocation, or to a relayed address without one.
+    NoAllocation,
+    /// On a channel that is not bound.
+    NoChannel,
+    /// To or from a peer without a permission.
+    NoPermission,
+    /// To a peer that policy denies.
+    Denied,
+    /// The kernel would not take it: a full socket buffer, no route.
+    Unsendable,
+}
+
+impl Dropped {
+    /// All reasons, in the order of [`Counters::drops`].
+    pub const ALL: [Self; 6] = [
+        Self::Malformed,
+        Self::NoAllocation,
+        Self::NoChannel,
+        Self::NoPermission,
+        Self::Denied,
+        Self::Unsendable,
+    ];
+
+    /// The name in metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::NoAllocation => "no_allocation",
+            Self::NoChannel => "no_channel",
+            Self::NoPermission => "no_permission",
+            Self::Denied => "denied",
+            Self::Unsendable => "unsendable",
+        }
+    }
+}
+
+impl Counters {
+    /// One more packet that went nowhere.
+    pub fn dropped(&mut self, why: Dropped) {
+        self.drops[why as usize] += 1;
+    }
+
+    /// One more error response.
+    pub fn refused(&mut self, refusal: &Refusal) {
+        let index = CODES.binary_search(&refusal.code()).expect("CODES holds the code of every refusal");
+        self.refusals[index] += 1;
+    }
+}
+
+impl std::ops::AddAssign<&Self> for Counters {
+    fn add_assign(&mut self, other: &Self) {
+        self.allocations += other.allocations;
+        self.allocations_made += other.allocations_made;
+        self.bindings += other.bindings;
+        self.to_peers += other.to_peers;
+        self.to_clients += other.to_clients;
+        self.refusals.iter_mut().zip(other.refusals).for_each(|(sum, more)| *sum += more);
+        self.drops.iter_mut().zip(other.drops).for_each(|(sum, more)| *sum += more);
+    }
 }

@@ -1,0 +1,105 @@
+//! Waiting for sockets to become readable (epoll), and being woken.
+#![expect(unsafe_code, reason = "epoll and eventfd have no safe wrapper among our packages")]
+
+use std::{
+    fs::File,
+    io::{self, Read, Write},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    time::Duration,
+};
+
+/// Readiness read at once.
+const EVENTS: usize = 64;
+
+/// A set of sockets, each with a number of its owner's.
+pub struct Poll {
+    epoll: OwnedFd,
+    events: [libc::epoll_event; EVENTS],
+}
+
+impl Poll {
+    /// An empty set.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: takes flags, gives a descriptor that is ours, or -1.
+        let epoll = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+        Ok(Self { epoll: own(epoll)?, events: [libc::epoll_event { events: 0, u64: 0 }; EVENTS] })
+    }
+
+    /// Watches `socket` under `number` until it is closed.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn add(&self, socket: &impl AsRawFd, number: u64) -> io::Result<()> {
+        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: number };
+        // SAFETY: both descriptors are open, the event is read during the call only.
+        let done = unsafe {
+            libc::epoll_ctl(self.epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, socket.as_raw_fd(), &raw mut event)
+        };
+        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Waits until something is readable or `timeout` is over (`None`: for ever). Gives the numbers of what is.
+    ///
+    /// # Errors
+    /// What the kernel says; never `Interrupted`, that is an empty answer.
+    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<impl Iterator<Item = u64> + use<>> {
+        // Rounded up: a deadline is over when the wait is.
+        let millis = timeout.map_or(-1, |wait| i32::try_from(wait.as_millis() + 1).unwrap_or(i32::MAX));
+        // SAFETY: the events are ours and EVENTS long.
+        let count = unsafe {
+            libc::epoll_wait(self.epoll.as_raw_fd(), self.events.as_mut_ptr(), EVENTS as i32, millis)
+        };
+        let count = match usize::try_from(count) {
+            Ok(count) => count,
+            Err(_) => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => 0,
+                error => return Err(error),
+            },
+        };
+        let events = self.events;
+        Ok((0..count).map(move |index| events[index].u64))
+    }
+}
+
+/// Wakes a [`Poll`] from another thread.
+pub struct Waker(File);
+
+impl Waker {
+    /// Not yet signalled.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: takes numbers, gives a descriptor that is ours, or -1.
+        let eventfd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        own(eventfd).map(|eventfd| Self(eventfd.into()))
+    }
+
+    /// Makes it readable.
+    pub fn wake(&self) {
+        // Full is as good as signalled.
+        let _ = (&self.0).write(&1u64.to_ne_bytes());
+    }
+
+    /// Makes it wait again.
+    pub fn clear(&self) {
+        let _ = (&self.0).read(&mut [0; 8]);
+    }
+}
+
+impl AsRawFd for Waker {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+fn own(descriptor: i32) -> io::Result<OwnedFd> {
+    if descriptor < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given it to us.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}

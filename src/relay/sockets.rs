@@ -1,0 +1,75 @@
+//! Relay sockets: bound ahead of demand, and live.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, SocketAddr, UdpSocket},
+};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::turn::RelayPort;
+
+/// Asked of the kernel for each listener; it may give less (`net.core.rmem_max`).
+const LISTENER_BUFFER: usize = 4 << 20;
+/// Asked of the kernel for each relay socket.
+const RELAY_BUFFER: usize = 512 << 10;
+
+/// The relay sockets of one shard, bound or live.
+#[derive(Debug, Default)]
+pub struct RelaySockets {
+    open: HashMap<RelayPort, UdpSocket>,
+}
+
+impl RelaySockets {
+    /// Binds a port ahead of demand.
+    ///
+    /// # Errors
+    /// What the kernel says; `AddrInUse` when another program holds it.
+    pub fn bind(&mut self, ip: IpAddr, at: RelayPort) -> io::Result<()> {
+        let socket = udp_socket(SocketAddr::new(ip, at.port), RELAY_BUFFER, |socket| {
+            if ip.is_ipv6() { socket.set_only_v6(true) } else { Ok(()) }
+        })?;
+        self.open.insert(at, socket);
+        Ok(())
+    }
+
+    /// A bound or live socket.
+    pub fn get(&self, at: RelayPort) -> Option<&UdpSocket> {
+        self.open.get(&at)
+    }
+
+    /// Closes one.
+    pub fn close(&mut self, at: RelayPort) {
+        self.open.remove(&at);
+    }
+}
+
+/// A socket that clients send to; with `shared`, one of several at the same address.
+///
+/// # Errors
+/// What the kernel says.
+pub fn listener(at: SocketAddr, shared: bool) -> io::Result<UdpSocket> {
+    udp_socket(at, LISTENER_BUFFER, |socket| {
+        if at.is_ipv6() {
+            // `[::]` is for both families, as everywhere in the configuration.
+            socket.set_only_v6(!at.ip().is_unspecified())?;
+        }
+        super::udp::tell_local_address(socket, at.is_ipv6())?;
+        socket.set_reuse_port(shared)
+    })
+}
+
+fn udp_socket(
+    at: SocketAddr,
+    buffer: usize,
+    options: impl FnOnce(&Socket) -> io::Result<()>,
+) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(at), Type::DGRAM, Some(Protocol::UDP))?;
+    options(&socket)?;
+    socket.set_nonblocking(true)?;
+    socket.set_recv_buffer_size(buffer)?;
+    socket.set_send_buffer_size(buffer)?;
+    socket.bind(&at.into())?;
+    Ok(socket.into())
+}

@@ -1,0 +1,86 @@
+//! One allocation: what is known of it beyond what its packets need ([`super::forward`]).
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{FiveTuple, counters::Traffic, quota::Seat};
+
+/// LIFETIME is never granted shorter: one lost Refresh must not cost a client its allocation.
+pub const LIFETIME_MIN: Duration = Duration::from_secs(1_200);
+/// LIFETIME is never granted longer (RFC 8656 §7.2 names an hour).
+pub const LIFETIME_MAX: Duration = Duration::from_secs(3_600);
+
+/// An allocation (RFC 8656 §3.2).
+#[derive(Debug)]
+pub struct Allocation {
+    /// Its owner's place in the quota.
+    pub seat: Seat,
+    /// What peers see, and the client was told.
+    pub relayed: SocketAddr,
+    /// When it was made.
+    pub since: Instant,
+    /// When it ends unless refreshed.
+    pub until: Instant,
+    /// The deadline that [`super::timers`] holds for it.
+    pub armed: Option<Instant>,
+}
+
+impl Allocation {
+    /// Whose it is.
+    #[must_use]
+    pub fn agent(&self) -> &Arc<str> {
+        self.seat.agent()
+    }
+}
+
+/// The lifetime granted to who asks for `seconds`, or for nothing in particular.
+#[must_use]
+pub fn granted(seconds: Option<u32>) -> Duration {
+    let asked = seconds.map_or(LIFETIME_MIN, |seconds| Duration::from_secs(u64::from(seconds)));
+    asked.clamp(LIFETIME_MIN, LIFETIME_MAX)
+}
+
+/// What is told of an allocation that has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Whose it was.
+    pub agent: Arc<str>,
+    /// The client and our address it used.
+    pub client: FiveTuple,
+    /// What peers saw.
+    pub relayed: SocketAddr,
+    /// How long it lived.
+    pub lived: Duration,
+    /// What the client sent.
+    pub to_peers: Traffic,
+    /// What the client was sent.
+    pub to_clients: Traffic,
+    /// Why it ended.
+    pub why: Why,
+}
+
+/// Why an allocation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// A Refresh with LIFETIME 0.
+    Released,
+    /// No Refresh in time.
+    Expired,
+    /// Idle while its owner, at the quota, asked for another.
+    Reclaimed,
+}
+
+impl Why {
+    /// The word in the log.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Released => "released",
+            Self::Expired => "expired",
+            Self::Reclaimed => "reclaimed",
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Request → [`Caller`], the proof that it is authentic; nothing else can make one (RFC 8489 §9.2.4).
+
+use std::sync::Arc;
+
+use stun_types::{
+    attribute::{MessageIntegrity, Nonce, Realm, Username},
+    message::{IntegrityAlgorithm, IntegrityKey, LongTermKeyCredentials, Message},
+    prelude::{AttributeFromRaw, AttributeStaticType},
+};
+
+use super::{
+    FiveTuple,
+    nonce::{Freshness, Nonces},
+    refusal::Refusal,
+};
+use crate::{
+    clock::Now,
+    credentials::turn_rest::{TurnSecrets, TurnUsername},
+};
+
+/// What it takes to check a request.
+#[derive(Debug)]
+pub struct Auth {
+    /// Sent in challenges, part of every key.
+    pub realm: String,
+    /// Who minted the users.
+    pub secrets: TurnSecrets,
+    /// Makes and checks nonces.
+    pub nonces: Nonces,
+}
+
+/// Who sent an authentic request, and the key to sign the answer with.
+pub struct Caller {
+    agent: Arc<str>,
+    expires: u64,
+    key: IntegrityKey,
+}
+
+impl Caller {
+    /// The agent id in the user name.
+    pub fn agent(&self) -> &Arc<str> {
+        &self.agent
+    }
+
+    /// Signs the answer.
+    pub fn key(&self) -> &IntegrityKey {
+        &self.key
+    }
+
+    /// Whether the user has run out. Asked on Allocate; a live allocation goes on.
+    pub fn has_expired(&self, now: Now) -> bool {
+        self.expires <= now.unix()
+    }
+}
+
+impl Auth {
+    /// Checks a request. Who holds an allocation may use an old nonce of its own: not every client survives a 438.
+    ///
+    /// # Errors
+    /// [`Refusal::Unauthorized`], [`Refusal::BadRequest`] or [`Refusal::StaleNonce`], each to be answered unsigned.
+    pub fn authenticate(
+        &self,
+        now: Now,
+        from: &FiveTuple,
+        message: &Message<'_>,
+        holds_allocation: bool,
+    ) -> Result<Caller, Refusal> {
+        if !message.has_attribute(MessageIntegrity::TYPE) {
+            return Err(Refusal::Unauthorized);
+        }
+        let username: Username = attribute(message)?;
+        let realm: Realm = attribute(message)?;
+        let nonce: Nonce = attribute(message)?;
+        match self.nonces.check(nonce.nonce(), now.unix(), from.client) {
+            Some(Freshness::Fresh) => {}
+            Some(Freshness::Old) if holds_allocation => {}
+            Some(Freshness::Old) | None => return Err(Refusal::StaleNonce),
+        }
+        if realm.realm() != self.realm {
+            return Err(Refusal::Unauthorized);
+        }
+        self.verify(username.username(), message).ok_or(Refusal::Unauthorized)
+    }
+
+    /// A REALM and a NONCE for who has to try (again).
+    pub fn challenge(&self, now: Now, from: &FiveTuple) -> (&str, String) {
+        (&self.realm, self.nonces.mint(now.unix(), from.client))
+    }
+
+    fn verify(&self, username: &str, message: &Message<'_>) -> Option<Caller> {
+        let TurnUsername { expires, agent } = TurnUsername::parse(username)?;
+        let key = self.secrets.passwords(username).find_map(|password| {
+            let key = LongTermKeyCredentials::new(username.to_owned(), password, self.realm.clone())
+                .make_key(IntegrityAlgorithm::Sha1);
+            // Compares in constant time.
+            message.validate_integrity_with_key(&key).is_ok().then_some(key)
+        })?;
+        Some(Caller { agent: agent.into(), expires, key })
+    }
+}
+
+/// The first such attribute before MESSAGE-INTEGRITY.
+fn attribute<'a, A: AttributeFromRaw<'a> + AttributeStaticType>(
+    message: &'a Message<'_>,
+) -> Result<A, Refusal> {
+    message.attribute().map_err(|_| Refusal::BadRequest)
+}

@@ -1,0 +1,374 @@
+//! The only table a data packet touches: who may send where.
+//!
+//! One relation, one owner: client, relayed address, permissions and channels of an allocation live and die together
+//! here. The TURN methods write it; every relayed packet reads it.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use slab::Slab;
+
+use super::{
+    AllocationId, Channel, Family, FiveTuple, PeerAddr, RelayPort,
+    counters::{Counters, Dropped, Traffic},
+    policy::{Policy, Reach},
+};
+
+/// A permission lasts that long after each CreatePermission (RFC 8656 §9).
+pub const PERMISSION_LIFETIME: Duration = Duration::from_secs(300);
+/// A channel lasts that long after each ChannelBind (RFC 8656 §12).
+pub const CHANNEL_LIFETIME: Duration = Duration::from_secs(600);
+/// After its end a channel may not be bound to another peer for that long, nor its peer to another channel (§12).
+pub const REBIND_GUARD: Duration = Duration::from_secs(300);
+/// Permissions, and channels, that one allocation may hold.
+pub const PEERS_PER_ALLOCATION: usize = 1_024;
+
+/// Where a client's packet goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ToPeer {
+    /// The socket it leaves through.
+    pub relay: RelayPort,
+    /// Where it is sent.
+    pub to: SocketAddr,
+}
+
+/// Where a peer's packet goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ToClient {
+    /// Whose it is.
+    pub client: FiveTuple,
+    /// How it is wrapped.
+    pub wrap: Wrap,
+}
+
+/// How a peer's packet is wrapped for the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wrap {
+    /// As ChannelData.
+    Channel(Channel),
+    /// As a Data indication from that peer.
+    Indication(PeerAddr),
+}
+
+/// Why a permission or a channel could not be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unwritten {
+    /// The channel has another peer, or the peer another channel.
+    Conflict,
+    /// [`PEERS_PER_ALLOCATION`] are held.
+    Full,
+}
+
+/// The table.
+#[derive(Debug, Default)]
+pub struct Forward {
+    routes: Slab<Route>,
+    by_client: HashMap<FiveTuple, AllocationId>,
+    by_relay: HashMap<RelayPort, AllocationId>,
+    /// When this batch of packets was read.
+    at: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Route {
+    client: FiveTuple,
+    relayed: Vec<(Family, RelayPort)>,
+    permissions: HashMap<IpAddr, Permission>,
+    /// In the order of their numbers.
+    channels: Vec<Binding>,
+    /// The bindings in force, by peer, without those to peers that are discarded.
+    channel_of: HashMap<PeerAddr, Channel>,
+    to_peers: Traffic,
+    to_clients: Traffic,
+    active: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Permission {
+    until: Instant,
+    reach: Reach,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Binding {
+    channel: Channel,
+    peer: PeerAddr,
+    reach: Reach,
+    /// In force until then, guarded against another use for [`REBIND_GUARD`] more.
+    until: Instant,
+    in_force: bool,
+}
+
+/// The path of packets.
+impl Forward {
+    /// A batch of packets was read at `now`.
+    pub fn at(&mut self, now: Instant) {
+        self.at = Some(now);
+    }
+
+    /// ChannelData of `len` bytes from `client`.
+    pub fn to_peer(
+        &mut self,
+        policy: &Policy,
+        counters: &mut Counters,
+        client: &FiveTuple,
+        channel: Channel,
+        len: usize,
+    ) -> Option<ToPeer> {
+        let Some(id) = self.by_client.get(client) else { return drop_for(counters, Dropped::NoAllocation) };
+        let route = &mut self.routes[id.0];
+        let Some(binding) = route.binding(channel) else { return drop_for(counters, Dropped::NoChannel) };
+        route.out(policy, counters, binding.peer.0, binding.reach, len, self.at)
+    }
+
+    /// A Send indication with `len` bytes from `client` for `peer`.
+    pub fn send(
+        &mut self,
+        policy: &Policy,
+        counters: &mut Counters,
+        client: &FiveTuple,
+        peer: PeerAddr,
+        len: usize,
+    ) -> Option<ToPeer> {
+        let Some(id) = self.by_client.get(client) else { return drop_for(counters, Dropped::NoAllocation) };
+        let route = &mut self.routes[id.0];
+        let Some(reach) = route.reach(peer.0.ip()) else { return drop_for(counters, Dropped::NoPermission) };
+        route.out(policy, counters, peer.0, reach, len, self.at)
+    }
+
+    /// `len` bytes from `from` on the relay socket `relay`.
+    pub fn to_client(
+        &mut self,
+        policy: &Policy,
+        counters: &mut Counters,
+        relay: RelayPort,
+        from: SocketAddr,
+        len: usize,
+    ) -> Option<ToClient> {
+        let Some(id) = self.by_relay.get(&relay) else { return drop_for(counters, Dropped::NoAllocation) };
+        let peer = PeerAddr(policy.outward(from));
+        let route = &mut self.routes[id.0];
+        let wrap = match route.channel_of.get(&peer) {
+            Some(channel) => Wrap::Channel(*channel),
+            None => match route.reach(peer.0.ip()) {
+                Some(Reach::Open | Reach::Checked) => Wrap::Indication(peer),
+                Some(Reach::Discarded) => return drop_for(counters, Dropped::Denied),
+                None => return drop_for(counters, Dropped::NoPermission),
+            },
+        };
+        route.to_clients.add(len);
+        counters.to_clients.add(len);
+        route.active = self.at;
+        Some(ToClient { client: route.client, wrap })
+    }
+}
+
+fn drop_for<T>(counters: &mut Counters, why: Dropped) -> Option<T> {
+    counters.dropped(why);
+    None
+}
+
+impl Route {
+    fn binding(&self, channel: Channel) -> Option<Binding> {
+        let index = self.channels.binary_search_by_key(&channel, |binding| binding.channel).ok()?;
+        Some(self.channels[index]).filter(|binding| binding.in_force)
+    }
+
+    fn reach(&self, ip: IpAddr) -> Option<Reach> {
+        self.permissions.get(&ip).map(|permission| permission.reach)
+    }
+
+    fn out(
+        &mut self,
+        policy: &Policy,
+        counters: &mut Counters,
+        peer: SocketAddr,
+        reach: Reach,
+        len: usize,
+        at: Option<Instant>,
+    ) -> Option<ToPeer> {
+        let to = match reach {
+            Reach::Open => peer,
+            Reach::Checked if policy.admits(peer) => policy.inward(peer),
+            Reach::Checked | Reach::Discarded => return drop_for(counters, Dropped::Denied),
+        };
+        let Some(relay) = self.relay_for(peer) else { return drop_for(counters, Dropped::NoPermission) };
+        self.to_peers.add(len);
+        counters.to_peers.add(len);
+        self.active = at;
+        Some(ToPeer { relay, to })
+    }
+
+    fn relay_for(&self, peer: SocketAddr) -> Option<RelayPort> {
+        let family = Family::of(peer.ip());
+        self.relayed.iter().find(|(of, _)| *of == family).map(|(_, relay)| *relay)
+    }
+}
+
+/// What the TURN methods write.
+impl Forward {
+    /// A new allocation: its client and its relayed address.
+    pub fn open(&mut self, client: FiveTuple, family: Family, relay: RelayPort) -> AllocationId {
+        let id = AllocationId(self.routes.insert(Route {
+            client,
+            relayed: vec![(family, relay)],
+            permissions: HashMap::new(),
+            channels: Vec::new(),
+            channel_of: HashMap::new(),
+            to_peers: Traffic::default(),
+            to_clients: Traffic::default(),
+            active: self.at,
+        }));
+        self.by_client.insert(client, id);
+        self.by_relay.insert(relay, id);
+        id
+    }
+
+    /// The allocation is gone, with everything it held. Gives its relayed addresses and its traffic.
+    pub fn close(&mut self, id: AllocationId) -> Closed {
+        let route = self.routes.remove(id.0);
+        self.by_client.remove(&route.client);
+        let relayed: Vec<_> = route.relayed.iter().map(|(_, relay)| *relay).collect();
+        for relay in &relayed {
+            self.by_relay.remove(relay);
+        }
+        Closed { client: route.client, relayed, to_peers: route.to_peers, to_clients: route.to_clients }
+    }
+
+    /// The allocation of `client`.
+    #[must_use]
+    pub fn allocation_of(&self, client: &FiveTuple) -> Option<AllocationId> {
+        self.by_client.get(client).copied()
+    }
+
+    /// Whether the allocation has a relayed address of `family`.
+    #[must_use]
+    pub fn has_family(&self, id: AllocationId, family: Family) -> bool {
+        self.routes[id.0].relayed.iter().any(|(of, _)| *of == family)
+    }
+
+    /// When the last packet or Refresh was seen.
+    #[must_use]
+    pub fn last_active(&self, id: AllocationId) -> Option<Instant> {
+        self.routes[id.0].active
+    }
+
+    /// A Refresh keeps an allocation from being idle.
+    pub fn touch(&mut self, id: AllocationId, now: Instant) {
+        self.routes[id.0].active = Some(now);
+    }
+
+    /// Installs or renews permissions for all of `peers`, or for none.
+    ///
+    /// # Errors
+    /// [`Unwritten::Full`].
+    pub fn permit(
+        &mut self,
+        id: AllocationId,
+        peers: &[(IpAddr, Reach)],
+        now: Instant,
+    ) -> Result<(), Unwritten> {
+        let permissions = &mut self.routes[id.0].permissions;
+        let fresh = peers.iter().filter(|(ip, _)| !permissions.contains_key(ip)).count();
+        if permissions.len() + fresh > PEERS_PER_ALLOCATION {
+            return Err(Unwritten::Full);
+        }
+        for (ip, reach) in peers {
+            extend(permissions, *ip, *reach, now + PERMISSION_LIFETIME);
+        }
+        Ok(())
+    }
+
+    /// Binds `channel` to `peer`, or renews that binding; the peer's permission lasts as long as the channel, which is
+    /// what clients that stop renewing permissions count on.
+    ///
+    /// # Errors
+    /// [`Unwritten`].
+    pub fn bind(
+        &mut self,
+        id: AllocationId,
+        channel: Channel,
+        peer: PeerAddr,
+        reach: Reach,
+        now: Instant,
+    ) -> Result<(), Unwritten> {
+        let route = &mut self.routes[id.0];
+        let index = route.channels.binary_search_by_key(&channel, |binding| binding.channel);
+        let same = |binding: &Binding| binding.channel == channel && binding.peer == peer;
+        let touches = |binding: &Binding| binding.channel == channel || binding.peer == peer;
+        if route.channels.iter().any(|binding| touches(binding) && !same(binding)) {
+            return Err(Unwritten::Conflict);
+        }
+        let holds = |limit: usize| limit >= PEERS_PER_ALLOCATION;
+        let permitted = route.permissions.contains_key(&peer.0.ip());
+        if (index.is_err() && holds(route.channels.len())) || (!permitted && holds(route.permissions.len())) {
+            return Err(Unwritten::Full);
+        }
+        let until = now + CHANNEL_LIFETIME;
+        let binding = Binding { channel, peer, reach, until, in_force: true };
+        match index {
+            Ok(index) => route.channels[index] = binding,
+            Err(index) => route.channels.insert(index, binding),
+        }
+        extend(&mut route.permissions, peer.0.ip(), reach, until);
+        if reach != Reach::Discarded {
+            route.channel_of.insert(peer, channel);
+        }
+        Ok(())
+    }
+
+    /// Ends what has run out.
+    pub fn expire(&mut self, id: AllocationId, now: Instant) {
+        let route = &mut self.routes[id.0];
+        route.permissions.retain(|_, permission| permission.until > now);
+        for binding in route.channels.iter_mut().filter(|binding| binding.in_force && binding.until <= now) {
+            binding.in_force = false;
+            route.channel_of.remove(&binding.peer);
+        }
+        route.channels.retain(|binding| binding.until + REBIND_GUARD > now);
+    }
+
+    /// When a permission or a channel of the allocation next runs out.
+    #[must_use]
+    pub fn next_expiry(&self, id: AllocationId) -> Option<Instant> {
+        let route = &self.routes[id.0];
+        let channels =
+            route.channels.iter().map(|b| if b.in_force { b.until } else { b.until + REBIND_GUARD });
+        route.permissions.values().map(|permission| permission.until).chain(channels).min()
+    }
+
+    /// Allocations in the table.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.routes.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.routes.is_empty()
+    }
+}
+
+/// What an allocation leaves behind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Closed {
+    /// Whose it was.
+    pub client: FiveTuple,
+    /// The relayed addresses to close.
+    pub relayed: Vec<RelayPort>,
+    /// What the client sent.
+    pub to_peers: Traffic,
+    /// What the client was sent.
+    pub to_clients: Traffic,
+}
+
+/// A permission is never cut short: the one that a channel holds outlasts a CreatePermission.
+fn extend(permissions: &mut HashMap<IpAddr, Permission>, ip: IpAddr, reach: Reach, until: Instant) {
+    let permission = permissions.entry(ip).or_insert(Permission { until, reach });
+    permission.until = permission.until.max(until);
+    permission.reach = reach;
+}

@@ -1,0 +1,118 @@
+//! Allocate (RFC 8656 §7).
+
+use std::net::SocketAddr;
+
+use stun_types::{AddressFamily, message::Message, prelude::AttributeStaticType};
+use turn_types::attribute::{
+    EvenPort, Lifetime, RequestedAddressFamily, RequestedTransport, ReservationToken,
+};
+
+use crate::{
+    clock::Now,
+    turn::{
+        Family, RelayPort,
+        allocation::{Allocation, granted},
+        auth::Caller,
+        quota::Seat,
+        refusal::Refusal,
+        reply::Success,
+        server::{Request, Server},
+    },
+};
+
+/// What an Allocate asks for.
+struct Wish {
+    transport: u8,
+    family: Result<Option<Family>, Refusal>,
+    even_port: Option<EvenPort>,
+    reserved: bool,
+    lifetime: Option<u32>,
+}
+
+impl Wish {
+    fn parse(message: &Message<'_>) -> Result<Self, Refusal> {
+        Ok(Self {
+            transport: super::required::<RequestedTransport>(message)?.protocol(),
+            family: family(message),
+            even_port: super::optional(message)?,
+            reserved: message.has_attribute(ReservationToken::TYPE),
+            lifetime: super::optional::<Lifetime>(message)?.map(|lifetime| lifetime.seconds()),
+        })
+    }
+}
+
+/// The steps of RFC 8656 §7.2.
+pub(super) fn allocate(
+    server: &mut Server,
+    now: Now,
+    request: &Request<'_>,
+    caller: &Caller,
+) -> Result<Success, Refusal> {
+    if caller.has_expired(now) {
+        return Err(Refusal::Unauthorized);
+    }
+    // Step 2: a retransmission never comes here, its answer is kept.
+    if server.forward.allocation_of(&request.from).is_some() {
+        return Err(Refusal::AllocationMismatch);
+    }
+    // Step 3.
+    let wish = Wish::parse(&request.message)?;
+    if wish.transport != RequestedTransport::UDP {
+        return Err(Refusal::UnsupportedTransportProtocol);
+    }
+    // Steps 5 to 7: ports are not reserved here, so no token is ever good.
+    let asks_for_family = !matches!(wish.family, Ok(None));
+    if wish.reserved && (wish.even_port.is_some() || asks_for_family) {
+        return Err(Refusal::BadRequest);
+    }
+    let family = wish.family?.unwrap_or(Family::V4);
+    if wish.reserved || wish.even_port.as_ref().is_some_and(EvenPort::requested) {
+        return Err(Refusal::InsufficientCapacity);
+    }
+    if !server.policy.relays.iter().any(|relay| Family::of(relay.public) == family) {
+        return Err(Refusal::AddressFamilyNotSupported);
+    }
+    // Step 8.
+    if server.draining {
+        return Err(Refusal::InsufficientCapacity);
+    }
+    let seat = seat(server, now, caller)?;
+    let relay = take_port(server, family, wish.even_port.is_some()).ok_or(Refusal::InsufficientCapacity)?;
+    let relayed = SocketAddr::new(server.policy.relays[usize::from(relay.relay)].public, relay.port);
+    let lifetime = granted(wish.lifetime);
+    let until = now.mono + lifetime;
+    server.open(request.from, relay, Allocation { seat, relayed, since: now.mono, until, armed: None });
+    Ok(Success::Allocated { relayed, mapped: request.from.client, lifetime })
+}
+
+/// The family asked for; `Err` for one that does not exist.
+fn family(message: &Message<'_>) -> Result<Option<Family>, Refusal> {
+    if !message.has_attribute(RequestedAddressFamily::TYPE) {
+        return Ok(None);
+    }
+    let asked =
+        message.attribute::<RequestedAddressFamily>().map_err(|_| Refusal::AddressFamilyNotSupported)?;
+    Ok(Some(match asked.family() {
+        AddressFamily::IPV4 => Family::V4,
+        AddressFamily::IPV6 => Family::V6,
+    }))
+}
+
+fn seat(server: &mut Server, now: Now, caller: &Caller) -> Result<Seat, Refusal> {
+    if let Some(seat) = server.quotas.take(caller.agent()) {
+        return Ok(seat);
+    }
+    server.reclaim_idle(caller.agent(), now.mono);
+    server.quotas.take(caller.agent()).ok_or(Refusal::AllocationQuotaReached)
+}
+
+/// A bound port of the first relay address of `family` that has one.
+fn take_port(server: &mut Server, family: Family, even: bool) -> Option<RelayPort> {
+    let relays = server.policy.relays.iter().enumerate();
+    let mut of_family =
+        relays.filter(|(_, relay)| Family::of(relay.public) == family).map(|(index, _)| index);
+    of_family.find_map(|index| {
+        let port = server.ports[index].take(even)?;
+        Some(RelayPort { relay: index as u8, port })
+    })
+}

@@ -1,0 +1,42 @@
+//! Refresh (RFC 8656 §8).
+
+use stun_types::AddressFamily;
+use turn_types::attribute::{Lifetime, RequestedAddressFamily};
+
+use crate::{
+    clock::Now,
+    turn::{
+        Family,
+        allocation::{Why, granted},
+        auth::Caller,
+        refusal::Refusal,
+        reply::Success,
+        server::{Request, Server},
+    },
+};
+
+/// The steps of RFC 8656 §8.2.
+pub(super) fn refresh(
+    server: &mut Server,
+    now: Now,
+    request: &Request<'_>,
+    caller: &Caller,
+) -> Result<Success, Refusal> {
+    let id = server.allocation_of(request, caller)?;
+    if let Some(asked) = super::optional::<RequestedAddressFamily>(&request.message)? {
+        let family = if asked.family() == AddressFamily::IPV6 { Family::V6 } else { Family::V4 };
+        if !server.forward.has_family(id, family) {
+            return Err(Refusal::PeerAddressFamilyMismatch);
+        }
+    }
+    let asked = super::optional::<Lifetime>(&request.message)?.map(|lifetime| lifetime.seconds());
+    if asked == Some(0) {
+        server.end(id, now.mono, Why::Released);
+        return Ok(Success::Refreshed { lifetime: std::time::Duration::ZERO });
+    }
+    let lifetime = granted(asked);
+    server.allocations.get_mut(&id).expect("found above").until = now.mono + lifetime;
+    server.forward.touch(id, now.mono);
+    server.rearm(id);
+    Ok(Success::Refreshed { lifetime })
+}

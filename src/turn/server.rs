@@ -1,0 +1,347 @@
+//! One shard's TURN server: requests and time in; replies, and effects for the shell, out.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use stun_types::message::{BINDING, Message, MessageClass};
+use turn_types::message::{ALLOCATE, CHANNEL_BIND, CREATE_PERMISSION, REFRESH};
+
+use super::{
+    AllocationId, Channel, Family, FiveTuple, RelayPort,
+    allocation::{Allocation, Ended, Why},
+    answers::Answers,
+    auth::{Auth, Caller},
+    counters::{Counters, Dropped},
+    forward::{Forward, ToClient, ToPeer},
+    indication, method,
+    policy::Policy,
+    ports::Ports,
+    quota::Quotas,
+    refusal::Refusal,
+    reply,
+    timers::Timers,
+};
+use crate::clock::Now;
+
+/// An agent at its quota loses an allocation that has been idle for so long rather than be refused a new one: many
+/// clients vanish without a Refresh of 0.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// One shard's world.
+#[derive(Debug)]
+pub struct Server {
+    pub(super) auth: Auth,
+    pub(super) policy: Policy,
+    pub(super) quotas: Quotas,
+    /// By relay address.
+    pub(super) ports: Vec<Ports>,
+    pub(super) forward: Forward,
+    pub(super) allocations: HashMap<AllocationId, Allocation>,
+    by_agent: HashMap<Arc<str>, Vec<AllocationId>>,
+    timers: Timers,
+    answers: Answers,
+    effects: VecDeque<Effect>,
+    counters: Counters,
+    pub(super) draining: bool,
+}
+
+/// What a server is built from.
+#[derive(Debug)]
+pub struct Setup {
+    /// Who may ask.
+    pub auth: Auth,
+    /// Which peers may be reached.
+    pub policy: Policy,
+    /// How many allocations may be held.
+    pub quotas: Quotas,
+    /// The ports that this shard may use, for each relay address.
+    pub ports: Vec<Vec<u16>>,
+}
+
+/// What the shell has to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// A port of the reserve is live: read its socket from now on.
+    TakeRelay(RelayPort),
+    /// Close its socket.
+    CloseRelay(RelayPort),
+    /// An allocation has ended: one line for the operator.
+    Ended(Ended),
+}
+
+/// A STUN request and who sent it.
+pub(super) struct Request<'a> {
+    pub(super) message: Message<'a>,
+    pub(super) from: FiveTuple,
+}
+
+/// What packets and time do.
+impl Server {
+    /// A server without allocations.
+    #[must_use]
+    pub fn new(setup: Setup) -> Self {
+        Self {
+            auth: setup.auth,
+            policy: setup.policy,
+            quotas: setup.quotas,
+            ports: setup.ports.into_iter().map(Ports::new).collect(),
+            forward: Forward::default(),
+            allocations: HashMap::new(),
+            by_agent: HashMap::new(),
+            timers: Timers::default(),
+            answers: Answers::default(),
+            effects: VecDeque::new(),
+            counters: Counters::default(),
+            draining: false,
+        }
+    }
+
+    /// No new allocations from now on; those that live may go on.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// A batch of packets was read at `now`.
+    pub fn begin_batch(&mut self, now: Now) {
+        self.forward.at(now.mono);
+    }
+
+    /// ChannelData with `len` bytes of payload from a client.
+    pub fn to_peer(&mut self, client: &FiveTuple, channel: Channel, len: usize) -> Option<ToPeer> {
+        self.forward.to_peer(&self.policy, &mut self.counters, client, channel, len)
+    }
+
+    /// A Send indication from a client: where its payload goes, and the payload.
+    pub fn send<'a>(&mut self, client: &FiveTuple, message: &'a [u8]) -> Option<(ToPeer, &'a [u8])> {
+        let Some((peer, payload)) = indication::parse_send(message) else {
+            self.counters.dropped(Dropped::Malformed);
+            return None;
+        };
+        let to = self.forward.send(&self.policy, &mut self.counters, client, peer, payload.len())?;
+        Some((to, payload))
+    }
+
+    /// `len` bytes from a peer on a relay socket.
+    pub fn to_client(&mut self, relay: RelayPort, from: SocketAddr, len: usize) -> Option<ToClient> {
+        self.forward.to_client(&self.policy, &mut self.counters, relay, from, len)
+    }
+
+    /// The shell, too, drops packets.
+    pub fn count_dropped(&mut self, why: Dropped) {
+        self.counters.dropped(why);
+    }
+
+    /// Any STUN message but a Send indication. At most one answer, back where it came from, is appended to `reply`.
+    pub fn handle_request(&mut self, now: Now, from: FiveTuple, message: &[u8], reply: &mut Vec<u8>) {
+        let Some(request) = Request::parse(from, message) else {
+            return self.counters.dropped(Dropped::Malformed);
+        };
+        if let Some(answer) = self.answers.get(now.mono, &from, request.message.transaction_id()) {
+            return reply.extend_from_slice(answer);
+        }
+        match request.message.method() {
+            BINDING => self.answer_binding(&request, reply),
+            ALLOCATE | REFRESH | CREATE_PERMISSION | CHANNEL_BIND => self.answer_turn(now, &request, reply),
+            // RFC 8489 §6.3: a method that is not supported is dropped in silence.
+            _ => self.counters.dropped(Dropped::Malformed),
+        }
+    }
+
+    /// Ends what has run out by `now`.
+    pub fn handle_timeout(&mut self, now: Now) {
+        while let Some(id) = self.timers.due(now.mono) {
+            let allocation = self.allocations.get_mut(&id).expect("a deadline goes when its allocation goes");
+            allocation.armed = None;
+            if allocation.until <= now.mono {
+                self.end(id, now.mono, Why::Expired);
+            } else {
+                self.forward.expire(id, now.mono);
+                self.rearm(id);
+            }
+        }
+    }
+
+    /// When [`Self::handle_timeout`] is next due.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.timers.next()
+    }
+
+    /// What the shell has to do next.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    /// The ports of one relay address, for the shell to bind ahead of demand.
+    pub fn ports(&mut self, relay: u8) -> &mut Ports {
+        &mut self.ports[usize::from(relay)]
+    }
+
+    /// The quotas, which all shards share.
+    #[must_use]
+    pub fn quotas(&self) -> &Quotas {
+        &self.quotas
+    }
+
+    /// The counts since the start.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        Counters { allocations: self.allocations.len() as u64, ..self.counters }
+    }
+}
+
+impl<'a> Request<'a> {
+    /// A request and nothing behind it.
+    fn parse(from: FiveTuple, bytes: &'a [u8]) -> Option<Self> {
+        let message = Message::from_bytes(bytes).ok()?;
+        let length = usize::from(u16::from_be_bytes([bytes[2], bytes[3]]));
+        let whole = bytes.len() == 20 + length;
+        (whole && message.class() == MessageClass::Request).then_some(Self { message, from })
+    }
+}
+
+/// Answering.
+impl Server {
+    fn answer_binding(&mut self, request: &Request<'_>, reply: &mut Vec<u8>) {
+        match method::binding(request) {
+            Ok(success) => {
+                self.counters.bindings += 1;
+                reply::success(&request.message, success, None, reply);
+            }
+            Err(refusal) => self.refuse(request, &refusal, None, None, reply),
+        }
+    }
+
+    fn answer_turn(&mut self, now: Now, request: &Request<'_>, reply: &mut Vec<u8>) {
+        let holds_allocation = self.forward.allocation_of(&request.from).is_some();
+        // Before anything else in the request is looked at: some clients ask for more than they repeat.
+        match self.auth.authenticate(now, &request.from, &request.message, holds_allocation) {
+            Ok(caller) => self.answer_caller(now, request, &caller, reply),
+            Err(refusal) => self.challenge(now, request, &refusal, None, reply),
+        }
+    }
+
+    fn answer_caller(&mut self, now: Now, request: &Request<'_>, caller: &Caller, reply: &mut Vec<u8>) {
+        let start = reply.len();
+        match method::turn(self, now, request, caller) {
+            Ok(success) => reply::success(&request.message, success, Some(caller.key()), reply),
+            Err(refusal) if refusal.challenges() => {
+                self.challenge(now, request, &refusal, Some(caller), reply);
+            }
+            Err(refusal) => self.refuse(request, &refusal, None, Some(caller), reply),
+        }
+        if matches!(request.message.method(), ALLOCATE | REFRESH) {
+            self.answers.put(now.mono, request.from, request.message.transaction_id(), &reply[start..]);
+        }
+    }
+
+    fn challenge(
+        &mut self,
+        now: Now,
+        request: &Request<'_>,
+        refusal: &Refusal,
+        caller: Option<&Caller>,
+        reply: &mut Vec<u8>,
+    ) {
+        let (realm, nonce) = self.auth.challenge(now, &request.from);
+        let challenge = refusal.challenges().then(|| (realm.to_owned(), nonce));
+        self.refuse(request, refusal, challenge, caller, reply);
+    }
+
+    fn refuse(
+        &mut self,
+        request: &Request<'_>,
+        refusal: &Refusal,
+        challenge: Option<(String, String)>,
+        caller: Option<&Caller>,
+        reply: &mut Vec<u8>,
+    ) {
+        self.counters.refused(refusal);
+        let challenge = challenge.as_ref().map(|(realm, nonce)| (realm.as_str(), nonce.clone()));
+        reply::error(&request.message, refusal, challenge, caller.map(Caller::key), reply);
+    }
+}
+
+/// What the methods do to allocations.
+impl Server {
+    /// The caller's own allocation on this five-tuple.
+    pub(super) fn allocation_of(
+        &self,
+        request: &Request<'_>,
+        caller: &Caller,
+    ) -> Result<AllocationId, Refusal> {
+        let id = self.forward.allocation_of(&request.from).ok_or(Refusal::AllocationMismatch)?;
+        // Credentials rotate: another expiry of the same agent is the same user.
+        let owned = self.allocations[&id].agent() == caller.agent();
+        if owned { Ok(id) } else { Err(Refusal::WrongCredentials) }
+    }
+
+    /// Opens an allocation on a port that was taken from the reserve.
+    pub(super) fn open(&mut self, from: FiveTuple, relay: RelayPort, allocation: Allocation) {
+        let family = Family::of(allocation.relayed.ip());
+        let id = self.forward.open(from, family, relay);
+        self.by_agent.entry(Arc::clone(allocation.agent())).or_default().push(id);
+        self.allocations.insert(id, allocation);
+        self.policy.live.insert(relay);
+        self.effects.push_back(Effect::TakeRelay(relay));
+        self.counters.allocations_made += 1;
+        self.rearm(id);
+    }
+
+    /// Ends an allocation with everything it holds.
+    pub(super) fn end(&mut self, id: AllocationId, now: Instant, why: Why) {
+        let closed = self.forward.close(id);
+        let allocation =
+            self.allocations.remove(&id).expect("the table and this map hold the same allocations");
+        self.timers.set(id, allocation.armed, None);
+        self.forget_owner(id, allocation.agent());
+        for relay in closed.relayed {
+            self.policy.live.remove(relay);
+            self.ports(relay.relay).give_back(relay.port);
+            self.effects.push_back(Effect::CloseRelay(relay));
+        }
+        self.effects.push_back(Effect::Ended(Ended {
+            agent: Arc::clone(allocation.agent()),
+            client: closed.client,
+            relayed: allocation.relayed,
+            lived: now.saturating_duration_since(allocation.since),
+            to_peers: closed.to_peers,
+            to_clients: closed.to_clients,
+            why,
+        }));
+    }
+
+    /// Frees the allocation of `agent` that has been idle longest, if one has been idle long enough.
+    pub(super) fn reclaim_idle(&mut self, agent: &str, now: Instant) -> bool {
+        let own = self.by_agent.get(agent).into_iter().flatten();
+        let longest = own.map(|id| (self.forward.last_active(*id), *id)).min();
+        match longest {
+            Some((active, id)) if active.is_none_or(|active| active + IDLE <= now) => {
+                self.end(id, now, Why::Reclaimed);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Sets the deadline of an allocation after it has changed.
+    pub(super) fn rearm(&mut self, id: AllocationId) {
+        let allocation = self.allocations.get_mut(&id).expect("only live allocations change");
+        let next =
+            self.forward.next_expiry(id).map_or(allocation.until, |expiry| expiry.min(allocation.until));
+        self.timers.set(id, allocation.armed.replace(next), Some(next));
+    }
+
+    fn forget_owner(&mut self, id: AllocationId, agent: &Arc<str>) {
+        if let Some(own) = self.by_agent.get_mut(agent) {
+            own.retain(|other| *other != id);
+            if own.is_empty() {
+                self.by_agent.remove(agent);
+            }
+        }
+    }
+}

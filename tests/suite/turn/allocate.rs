@@ -1,0 +1,271 @@
+//! Allocate and Binding (RFC 8656 §7, RFC 8489 §12).
+
+use super::trace::{World, check};
+
+#[test]
+fn a_binding_tells_the_address_and_nothing_else() {
+    check(
+        "0s alice > Binding
+         0s alice < Binding ok mapped=9.0.0.1:1000
+         1s alice > Binding fp
+         1s alice < Binding ok mapped=9.0.0.1:1000 fp
+         2s alice > Binding unknown=0003
+         2s alice < Binding 420 0x0003
+         3s alice > Binding unknown=8042
+         3s alice < Binding ok mapped=9.0.0.1:1000",
+    );
+}
+
+#[test]
+fn an_allocation_lives_as_long_as_it_was_granted() {
+    check(
+        "0s alice > Allocate
+         0s alice < Allocate 401 realm nonce
+         0s alice > Allocate auth
+         0s - take :49152
+         0s alice < Allocate ok relayed=5.5.5.5:49152 mapped=9.0.0.1:1000 lifetime=1200 signed
+         1s alice > Binding
+         1s alice < Binding ok mapped=9.0.0.1:1000
+         1200s - close :49152
+         1200s - ended alice expired 0B out 0B in
+         1200s alice > Refresh auth
+         1200s alice < Refresh 437 signed",
+    );
+}
+
+#[test]
+fn lifetime_is_between_twenty_minutes_and_an_hour() {
+    for (asked, granted) in
+        [(0, 1200), (1, 1200), (600, 1200), (777, 1200), (1800, 1800), (3600, 3600), (86400, 3600)]
+    {
+        check(&format!(
+            "0s alice > Allocate
+             0s alice < Allocate 401 realm nonce
+             0s alice > Allocate auth lifetime={asked}
+             0s - take :49152
+             0s alice < Allocate ok relayed=5.5.5.5:49152 mapped=9.0.0.1:1000 lifetime={granted} signed",
+        ));
+    }
+}
+
+#[test]
+fn a_retransmission_gets_the_same_answer_for_forty_seconds() {
+    check(
+        "0s alice > Allocate
+         0s alice < Allocate 401 realm nonce
+         0s alice > Allocate auth tx=1
+         0s - take :49152
+         0s alice < Allocate ok relayed=5.5.5.5:49152 mapped=9.0.0.1:1000 lifetime=1200 signed
+         1s alice > Allocate auth tx=1
+         1s alice < Allocate ok relayed=5.5.5.5:49152 mapped=9.0.0.1:1000 lifetime=1200 signed
+         39s alice > Allocate auth tx=1
+         39s alice < Allocate ok relayed=5.5.5.5:49152 mapped=9.0.0.1:1000 lifetime=1200 signed
+         39s alice > Allocate auth tx=2
+         39s alice < Allocate 437 signed
+         40s alice > Allocate auth tx=1
+         40s alice < Allocate 437 signed",
+    );
+}
+
+#[test]
+fn a_released_allocation_still_answers_its_retransmissions() {
+    check(
+        "0s alice > Allocate
+         0s alice < Allocate 401 realm nonce
+         0s alice > Allocate auth
+         0s - take :49152
+         0s alice < Allocate ok relayed=5.5.5.5:49152 mapped=9.0.0.1:1000 lifetime=1200 signed
+         1s alice > Refresh auth lifetime=0 tx=5
+         1s - close :49152
+         1s - ended alice released 0B out 0B in
+         1s alice < Refresh ok lifetime=0 signed
+         2s alice > Refresh auth lifetime=0 tx=5
+         2s alice < Refresh ok lifetime=0 signed
+         3s alice > Refresh auth lifetime=0 tx=6
+         3s alice < Refresh 437 signed",
+    );
+}
+
+#[test]
+fn what_allocate_cannot_give_has_its_code() {
+    check(
+        "0s alice > Allocate
+         0s alice < Allocate 401 realm nonce
+         0s alice > Allocate auth no-transport
+         0s alice < Allocate 400 signed
+         0s alice > Allocate auth transport=6
+         0s alice < Allocate 442 signed
+         0s alice > Allocate auth df
+         0s alice < Allocate 420 0x001a signed
+         0s alice > Allocate auth unknown=7123
+         0s alice < Allocate 420 0x7123 signed
+         0s alice > Allocate auth family=2
+         0s alice < Allocate 440 signed
+         0s alice > Allocate auth family=9
+         0s alice < Allocate 440 signed
+         0s alice > Allocate auth token
+         0s alice < Allocate 508 signed
+         0s alice > Allocate auth token even=0
+         0s alice < Allocate 400 signed
+         0s alice > Allocate auth token family=1
+         0s alice < Allocate 400 signed
+         0s alice > Allocate auth even=1
+         0s alice < Allocate 508 signed
+         0s alice > Allocate auth broken=000d
+         0s alice < Allocate 400 signed
+         0s alice > Allocate auth broken=0019
+         0s - take :49152
+         0s alice < Allocate ok relayed=5.5.5.5:49152 mapped=9.0.0.1:1000 lifetime=1200 signed",
+    );
+}
+
+#[test]
+fn strangers_are_challenged_before_anything_else_is_looked_at() {
+    check(
+        "0s alice > Allocate df unknown=7123 transport=6
+         0s alice < Allocate 401 realm nonce
+         0s alice > Refresh
+         0s alice < Refresh 401 realm nonce
+         0s alice > CreatePermission
+         0s alice < CreatePermission 401 realm nonce
+         0s alice > ChannelBind fp
+         0s alice < ChannelBind 401 realm nonce fp
+         0s alice > Connect
+         0s drop malformed",
+    );
+}
+
+#[test]
+fn an_even_port_is_an_even_port() {
+    let world = World { ports: 49153..=49154, ..World::default() };
+    world.check(
+        "0s alice > Allocate
+         0s alice < Allocate 401 realm nonce
+         0s alice > Allocate auth even=0
+         0s - take :49154
+         0s alice < Allocate ok relayed=5.5.5.5:49154 mapped=9.0.0.1:1000 lifetime=1200 signed",
+    );
+}
+
+#[test]
+fn ipv6_where_it_is_asked_for_and_ipv4_otherwise() {
+    let world = World { v6: true, ..World::default() };
+    world.check(
+        "0s alice > Allocate
+         0s alice < Allocate 401 realm nonce
+         0s alice > Allocate auth family=2
+         0s - take :49152
+         0s alice < Allocate ok relayed=[2a00::5]:49152 mapped=9.0.0.1:1000 lifetime=1200 signed
+         0s bob > Allocate
+         0s bob < Allocate 401 realm nonce
+         0s bob > Allocate auth
+         0s - take :49152
+         0s bob < Allocate ok relayed=5.5.5.5:49152 mapped=9.0.0.2:1000 lifetime=1200 signed",
+    );
+}
+
+#[test]
+fn attributes_after_the_integrity_do_not_count_and_the_first_of_two_does() {
+    check(
+        "0s alice > Allocate
+         0s alice < Allocate 401 realm nonce
+         0s alice > Allocate auth after=lifetime:3600 after=family:2 after=df
+         0s - take :49152
+         0s alice < Allocate ok relayed=5.5.5.5:49152 mapped=9.0.0.1:1000 lifetime=1200 signed
+         1s alice > Refresh auth lifetime=1800 lifetime=0
+         1s alice < Refresh ok lifetime=1800 signed
+         2s alice > Refresh auth after=lifetime:0
+         2s alice < Refresh ok lifetime=1200 signed
+         3s alice > CreatePermission auth peer=1.1.1.1:1 after=peer:2.2.2.2:2
+         3s alice < CreatePermission ok signed
+         3s alice > Send peer=2.2.2.2:2 hello
+         3s drop no_permission",
+    );
+}
+
+#[test]
+fn ports_run_out_and_come_back() {
+    let world = World { ports: 49152..=49152, ..World::default() };
+    world.check(
+        "0s alice > Allocate
+         0s alice < Allocate 401 realm nonce
+         0s alice > Allocate auth
+         0s - take :49152
+         0s alice < Allocate ok relayed=5.5.5.5:49152 mapped=9.0.0.1:1000 lifetime=1200 signed
+         0s bob > Allocate
+         0s bob < Allocate 401 realm nonce
+         0s bob > Allocate auth
+         0s bob < Allocate 508 signed
+         1s alice > Refresh auth lifetime=0
+         1s - close :49152
+         1s - ended alice released 0B out 0B in
+         1s alice < Refresh ok lifetime=0 signed
+         1s bob > Allocate auth
+         1s - take :49152
+         1s bob < Allocate ok relayed=5.5.5.5:49152 mapped=9.0.0.2:1000 lifetime=1200 signed",
+    );
+}
+
+#[test]
+fn at_the_quota_the_longest_idle_allocation_makes_room() {
+    let world = World { per_agent: 2, ..World::default() };
+    world.check(
+        "0s alice > Allocate
+         0s alice < Allocate 401 realm nonce
+         0s alice > Allocate auth
+         0s - take :49152
+         0s alice < Allocate ok relayed=5.5.5.5:49152 mapped=9.0.0.1:1000 lifetime=1200 signed
+         0s alice/1 > Allocate
+         0s alice/1 < Allocate 401 realm nonce
+         0s alice/1 > Allocate auth
+         0s - take :49153
+         0s alice/1 < Allocate ok relayed=5.5.5.5:49153 mapped=9.0.0.1:1001 lifetime=1200 signed
+         1s alice/2 > Allocate
+         1s alice/2 < Allocate 401 realm nonce
+         1s alice/2 > Allocate auth
+         1s alice/2 < Allocate 486 signed
+         20s alice > Refresh auth
+         20s alice < Refresh ok lifetime=1200 signed
+         29s alice/2 > Allocate auth
+         29s alice/2 < Allocate 486 signed
+         30s alice/2 > Allocate auth
+         30s - close :49153
+         30s - ended alice reclaimed 0B out 0B in
+         30s - take :49154
+         30s alice/2 < Allocate ok relayed=5.5.5.5:49154 mapped=9.0.0.1:1002 lifetime=1200 signed",
+    );
+}
+
+#[test]
+fn the_total_is_a_limit_too() {
+    let world = World { total: 1, ..World::default() };
+    world.check(
+        "0s alice > Allocate
+         0s alice < Allocate 401 realm nonce
+         0s alice > Allocate auth
+         0s - take :49152
+         0s alice < Allocate ok relayed=5.5.5.5:49152 mapped=9.0.0.1:1000 lifetime=1200 signed
+         60s bob > Allocate
+         60s bob < Allocate 401 realm nonce
+         60s bob > Allocate auth
+         60s bob < Allocate 486 signed",
+    );
+}
+
+#[test]
+fn a_draining_relay_takes_nobody_new_and_keeps_whom_it_has() {
+    check(
+        "0s alice > Allocate
+         0s alice < Allocate 401 realm nonce
+         0s alice > Allocate auth
+         0s - take :49152
+         0s alice < Allocate ok relayed=5.5.5.5:49152 mapped=9.0.0.1:1000 lifetime=1200 signed
+         1s operator > drain
+         2s bob > Allocate
+         2s bob < Allocate 401 realm nonce
+         2s bob > Allocate auth
+         2s bob < Allocate 508 signed
+         600s alice > Refresh auth
+         600s alice < Refresh ok lifetime=1200 signed",
+    );
+}

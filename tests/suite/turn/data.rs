@@ -1,0 +1,84 @@
+//! Send and Data indications, and bytes that are nothing.
+
+use super::trace::{World, check};
+
+const PERMITTED: &str = "0s alice > Allocate
+    0s alice < Allocate 401 realm nonce
+    0s alice > Allocate auth
+    0s - take :49152
+    0s alice < Allocate ok relayed=5.5.5.5:49152 mapped=9.0.0.1:1000 lifetime=1200 signed
+    0s alice > CreatePermission auth peer=1.1.1.1:7
+    0s alice < CreatePermission ok signed\n";
+
+#[test]
+fn indications_carry_both_ways_and_may_not_ask_for_what_we_do_not_do() {
+    check(&format!(
+        "{PERMITTED}
+         1s alice > Send peer=1.1.1.1:7 hello
+         1s 1.1.1.1:7 < hello from :49152
+         1s alice > Send peer=1.1.1.1:7 peer=2.2.2.2:2 first-of-two
+         1s 1.1.1.1:7 < first-of-two from :49152
+         1s alice > Send peer=1.1.1.1:7 unknown=8030 optional
+         1s 1.1.1.1:7 < optional from :49152
+         1s alice > Send peer=1.1.1.1:7 df dont-fragment
+         1s drop malformed
+         1s alice > Send peer=1.1.1.1:7 unknown=7030 required
+         1s drop malformed
+         1s alice > Send nobody
+         1s drop malformed
+         1s alice > Send peer=[2606::1]:7 other-family
+         1s drop no_permission",
+    ));
+}
+
+#[test]
+fn data_indications_carry_every_length_and_both_families() {
+    let mut trace = String::from(PERMITTED);
+    for length in 1..=9 {
+        let payload = "y".repeat(length);
+        trace += &format!(
+            "1s 1.1.1.1:7 > :49152 {payload}
+             1s alice < Data peer=1.1.1.1:7 {payload}\n"
+        );
+    }
+    check(&trace);
+    let world = World { v6: true, ..World::default() };
+    world.check(
+        "0s alice > Allocate
+         0s alice < Allocate 401 realm nonce
+         0s alice > Allocate auth family=2
+         0s - take :49152
+         0s alice < Allocate ok relayed=[2a00::5]:49152 mapped=9.0.0.1:1000 lifetime=1200 signed
+         0s alice > CreatePermission auth peer=[2606::1]:7
+         0s alice < CreatePermission ok signed
+         0s alice > Send peer=[2606::1]:7 hello
+         0s [2606::1]:7 < hello from :49152
+         0s [2606::1]:7 > :49152 welcome
+         0s alice < Data peer=[2606::1]:7 welcome",
+    );
+}
+
+#[test]
+fn what_is_nothing_gets_no_answer() {
+    let cookie = "2112a442";
+    let id = "000000000000000000000001";
+    for nothing in [
+        "ff",
+        "00",
+        "0001",
+        "c0ffee",
+        &format!("00010000{cookie}0000"),                 // short of a header
+        &format!("00010004{cookie}{id}"),                 // promises more than there is
+        &format!("00010000{cookie}{id}00000000"),         // has more than it promises
+        &format!("00010003{cookie}{id}000000"),           // a length that is no multiple of four
+        &format!("00010004{cookie}{id}0006ffff"),         // an attribute longer than the message
+        &format!("00010000deadbeef{id}"),                 // RFC 3489
+        &format!("00110000{cookie}{id}"),                 // a Binding indication
+        &format!("01010000{cookie}{id}"),                 // a Binding response
+        &format!("0fff0000{cookie}{id}"),                 // no method
+        &format!("00160000{cookie}{id}"),                 // a Send indication of nothing
+        &format!("00160008{cookie}{id}0012000800017fff"), // an address cut short
+    ] {
+        check(&format!("0s alice > raw {nothing}\n0s drop malformed"));
+    }
+}

@@ -1,0 +1,12 @@
+//! The TURN server's core in virtual time, spoken to through the foreign `stun` codec.
+
+mod allocate;
+mod auth;
+mod channel_bind;
+pub mod client;
+mod create_permission;
+mod data;
+mod model;
+mod refresh;
+mod trace;
+mod wire;

@@ -1,0 +1,133 @@
+//! Random requests against a small model: ports free and live make the range, quotas return to zero, nothing panics.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, UNIX_EPOCH},
+};
+
+use halfway::{
+    clock::{self, Now},
+    turn::{FiveTuple, Transport, server::Effect},
+};
+use proptest::prelude::*;
+
+use super::{
+    client::Client,
+    trace::{START, World, top_up},
+};
+
+/// What somebody does.
+#[derive(Clone, Debug)]
+enum Step {
+    Say(usize, String),
+    Wait(u64),
+    Bytes(usize, Vec<u8>),
+}
+
+const PORTS: std::ops::RangeInclusive<u16> = 49152..=49163;
+const AGENTS: [&str; 3] = ["alice", "bob", "carol"];
+/// Each agent speaks from so many ports.
+const EACH: usize = 4;
+
+fn step() -> impl Strategy<Value = Step> {
+    let who = 0..AGENTS.len() * EACH;
+    let requests = prop::sample::select(vec![
+        "Binding",
+        "Allocate",
+        "Allocate auth",
+        "Allocate auth",
+        "Allocate auth lifetime=3600",
+        "Allocate auth tx=1",
+        "Allocate auth even=0",
+        "Allocate auth expires=-5",
+        "Allocate auth garbled",
+        "Refresh auth",
+        "Refresh auth lifetime=0",
+        "Refresh auth lifetime=0 tx=2",
+        "Refresh user=bob",
+        "CreatePermission auth peer=1.1.1.1:7 peer=2.2.2.2:7",
+        "CreatePermission auth peer=10.0.0.1:7",
+        "ChannelBind auth peer=1.1.1.1:7 channel=4000",
+        "ChannelBind auth peer=1.1.1.1:8 channel=4000",
+        "ChannelBind auth peer=5.5.5.5:49152 channel=4001",
+        "ChannelData 0x4000 hello",
+        "ChannelData 0x4001 hello",
+        "Send peer=1.1.1.1:7 hello",
+        "Send peer=5.5.5.5:49153 hello",
+    ]);
+    prop_oneof![
+        8 => (who.clone(), requests).prop_map(|(who, text)| Step::Say(who, text.to_owned())),
+        1 => prop_oneof![Just(1), Just(31), Just(299), Just(601), Just(1_201), Just(4_000)].prop_map(Step::Wait),
+        1 => (who, prop::collection::vec(any::<u8>(), 0..80)).prop_map(|(who, bytes)| Step::Bytes(who, bytes)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn ports_and_quotas_add_up(steps in prop::collection::vec(step(), 1..200)) {
+        run(&steps);
+    }
+}
+
+fn run(steps: &[Step]) {
+    let mut now = Now { wall: UNIX_EPOCH + Duration::from_secs(START), ..clock::now() };
+    let world = World { ports: PORTS, per_agent: 3, total: 8, ..World::default() };
+    let mut server = world.server();
+    let mut clients: HashMap<usize, Client> = HashMap::new();
+    let mut live = 0_usize;
+    for step in steps {
+        match step {
+            Step::Wait(seconds) => {
+                now = now + Duration::from_secs(*seconds);
+                server.handle_timeout(now);
+                server.begin_batch(now);
+            }
+            Step::Say(who, text) => {
+                let bytes = clients.entry(*who).or_default().say(text, AGENTS[who / EACH]).bytes;
+                let reply = feed(&mut server, now, *who, &bytes);
+                if !reply.is_empty() {
+                    clients.entry(*who).or_default().hear(&reply, &[]);
+                }
+            }
+            Step::Bytes(who, bytes) => {
+                feed(&mut server, now, *who, bytes);
+            }
+        }
+        while let Some(effect) = server.poll_effect() {
+            match effect {
+                Effect::TakeRelay(_) => live += 1,
+                Effect::CloseRelay(_) => live -= 1,
+                Effect::Ended(_) => {}
+            }
+        }
+        top_up(&mut server, 1);
+        let ports = server.ports(0);
+        assert_eq!((ports.live(), ports.free()), (live, PORTS.len() - live));
+        assert_eq!(server.counters().allocations as usize, live);
+        assert_eq!(server.quotas().held_in_total() as usize, live);
+        assert!(live <= 8, "the total");
+    }
+    now = now + Duration::from_secs(3_601);
+    server.handle_timeout(now);
+    assert_eq!(server.quotas().held_in_total(), 0, "all seats are given back");
+    assert_eq!((server.ports(0).live(), server.ports(0).free()), (0, PORTS.len()));
+    assert!(server.poll_timeout().is_none(), "no deadline is left");
+}
+
+fn feed(server: &mut halfway::turn::server::Server, now: Now, who: usize, bytes: &[u8]) -> Vec<u8> {
+    use halfway::turn::demux::{Datagram, sort};
+    let from = FiveTuple {
+        client: format!("9.0.0.{}:{}", who / EACH + 1, 1_000 + who % EACH).parse().unwrap(),
+        server: "5.5.5.5:3478".parse().unwrap(),
+        transport: Transport::Udp,
+    };
+    let mut reply = Vec::new();
+    match sort(bytes) {
+        Datagram::ChannelData(channel, payload) => _ = server.to_peer(&from, channel, payload.len()),
+        Datagram::Send(message) => _ = server.send(&from, message),
+        Datagram::Stun(message) => server.handle_request(now, from, message, &mut reply),
+        Datagram::Unknown => {}
+    }
+    reply
+}

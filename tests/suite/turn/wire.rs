@@ -1,0 +1,97 @@
+//! Bytes: the vectors of RFC 5769, sizes of answers to strangers, and padding.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use halfway::{
+    clock::{self, Now},
+    turn::{
+        FiveTuple, PeerAddr, Transport,
+        indication::{self, HEADROOM},
+    },
+};
+use stun_types::message::{
+    IntegrityAlgorithm, LongTermKeyCredentials, Message, MessageIntegrityCredentials, ShortTermCredentials,
+};
+
+use super::{
+    client::Client,
+    trace::{START, World},
+};
+
+const SHORT_TERM: &str = "VOkJxbRl1RmTxUk/WvJxBt";
+
+fn vector(name: &str) -> Vec<u8> {
+    let path = format!("{}/tests/vectors/rfc5769/{name}.hex", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(path).unwrap();
+    super::client::hex(&text.split_whitespace().collect::<String>())
+}
+
+#[test]
+fn the_vectors_of_rfc_5769_are_authentic() {
+    let short: MessageIntegrityCredentials = ShortTermCredentials::new(SHORT_TERM.to_owned()).into();
+    let long = LongTermKeyCredentials::new(
+        "\u{30de}\u{30c8}\u{30ea}\u{30c3}\u{30af}\u{30b9}".to_owned(),
+        "TheMatrIX".to_owned(),
+        "example.org".to_owned(),
+    );
+    for (name, key) in [
+        ("request", short.make_key(IntegrityAlgorithm::Sha1)),
+        ("response-ipv4", short.make_key(IntegrityAlgorithm::Sha1)),
+        ("response-ipv6", short.make_key(IntegrityAlgorithm::Sha1)),
+        ("request-long-term", long.make_key(IntegrityAlgorithm::Sha1)),
+    ] {
+        let mut bytes = vector(name);
+        let message = Message::from_bytes(&bytes).unwrap();
+        assert!(message.validate_integrity_with_key(&key).is_ok(), "{name}");
+        bytes[21] ^= 1;
+        assert!(
+            Message::from_bytes(&bytes).is_err_and(|_| true)
+                || Message::from_bytes(&bytes).unwrap().validate_integrity_with_key(&key).is_err(),
+            "{name}, one bit turned"
+        );
+    }
+}
+
+#[test]
+fn the_vectors_of_rfc_5769_get_an_answer_where_one_is_due() {
+    let now = Now { wall: UNIX_EPOCH + Duration::from_secs(START), ..clock::now() };
+    for (name, answered) in
+        [("request", true), ("response-ipv4", false), ("response-ipv6", false), ("request-long-term", true)]
+    {
+        let mut reply = Vec::new();
+        World::default().server().handle_request(now, alice(), &vector(name), &mut reply);
+        assert_eq!(!reply.is_empty(), answered, "{name}");
+    }
+}
+
+#[test]
+fn strangers_get_little() {
+    let now = Now { wall: UNIX_EPOCH + Duration::from_secs(START), ..clock::now() };
+    let mut client = Client::default();
+    for (text, request, answer) in [("Binding", 20, 32), ("Allocate", 28, 76), ("Refresh", 20, 76)] {
+        let bytes = client.say(text, "alice").bytes;
+        let mut reply = Vec::new();
+        World::default().server().handle_request(now, alice(), &bytes, &mut reply);
+        assert_eq!((bytes.len(), reply.len()), (request, answer), "{text}");
+    }
+}
+
+#[test]
+fn padding_is_zero_in_data_indications() {
+    for length in 0..=8 {
+        let mut buffer = vec![0xaa; HEADROOM + length + 3];
+        let peer = PeerAddr("[2606::1]:7".parse().unwrap());
+        let message = indication::write_data(&mut buffer, HEADROOM, length, peer, [1; 12]);
+        assert_eq!(message.len() % 4, 0);
+        assert!(buffer[HEADROOM + length..message.end].iter().all(|byte| *byte == 0), "{length}");
+        assert!(Message::from_bytes(&buffer[message]).is_ok(), "{length}");
+    }
+}
+
+fn alice() -> FiveTuple {
+    FiveTuple {
+        client: "9.0.0.1:1000".parse().unwrap(),
+        server: "5.5.5.5:3478".parse().unwrap(),
+        transport: Transport::Udp,
+    }
+}
