@@ -286,11 +286,8 @@ fn listen(
     default: SocketAddr,
     around: &Surroundings,
 ) -> Vec<SocketAddr> {
-    let given = reader.list(key, parse::listen);
-    if reader.is_given(key) && given.as_ref().is_some_and(Vec::is_empty) {
-        reader.problem(key, "needs one address at least");
-    }
-    given.unwrap_or_else(|| vec![default]).into_iter().map(|listen| without_ipv6(listen, around)).collect()
+    let given = reader.filled_list(key, parse::listen).unwrap_or_else(|| vec![default]);
+    given.into_iter().map(|listen| without_ipv6(listen, around)).collect()
 }
 
 fn without_ipv6(listen: SocketAddr, around: &Surroundings) -> SocketAddr {
@@ -486,7 +483,7 @@ mod tests {
         refused("[new]\na = 1\nb = 2", "h.toml:1: new: unknown key");
         refused("http = 1", "h.toml:1: http: must be a table: [http]");
         refused("[[http]]\nlisten = []", "h.toml:1: http: must be a table: [http]");
-        refused("turn.listen = []", "h.toml:1: turn.listen: needs one address at least");
+        refused("turn.listen = []", "h.toml:1: turn.listen: needs one entry at least");
         refused("turn.shards = -1", "h.toml:1: turn.shards: must be a whole number from 0 to 1024");
         refused("turn.shards = 'all'", "h.toml:1: turn.shards: must be a whole number from 0 to 1024");
         refused("drain_timeout = '1s'", "h.toml:1: drain_timeout: unknown key");

@@ -24,6 +24,12 @@ impl DataDir {
         Self(path.to_owned())
     }
 
+    /// Where the self-signed certificate is, for agents to trust.
+    #[must_use]
+    pub fn cert_path(&self) -> PathBuf {
+        self.0.join("cert.pem")
+    }
+
     /// The instance's secret, which must exist: only `serve` makes one.
     ///
     /// # Errors
@@ -60,7 +66,7 @@ impl DataDir {
     /// # Errors
     /// One line, with the file, when it can neither be used nor made.
     pub fn certificate(&self, now: Now, names: &[String]) -> Result<Certificate, DataDirError> {
-        let (cert_path, key_path) = (self.0.join("cert.pem"), self.0.join("key.pem"));
+        let (cert_path, key_path) = (self.cert_path(), self.0.join("key.pem"));
         if let (Some(cert), Some(key)) = (read_if_there(&cert_path)?, read_if_there(&key_path)?) {
             let found = Certificate::from_pem(&cert, &key)
                 .map_err(|error| DataDirError::Unusable { path: cert_path, why: error.to_string() })?;
@@ -73,7 +79,7 @@ impl DataDir {
 
     fn new_certificate(&self, now: Now, names: &[String]) -> Result<Certificate, DataDirError> {
         self.create()?;
-        let (cert_path, key_path) = (self.0.join("cert.pem"), self.0.join("key.pem"));
+        let (cert_path, key_path) = (self.cert_path(), self.0.join("key.pem"));
         let unusable = |path: &Path, why: String| DataDirError::Unusable { path: path.to_owned(), why };
         if read_if_there(&key_path)?.is_none() {
             let key = self_signed::new_key().map_err(|error| unusable(&key_path, error.to_string()))?;

@@ -131,8 +131,15 @@ fn config_file(given: Option<&Path>) -> Option<PathBuf> {
 }
 
 fn resolve(file: Option<&Path>, matches: &ArgMatches) -> Result<Config, Failure> {
-    let file = file.map(File::read).transpose().map_err(Failure::Config)?;
-    config::resolve(file, overrides(matches), &surroundings()?).map_err(Failure::Config)
+    let (overrides, around) = (overrides(matches), surroundings()?);
+    match file.map(File::read).transpose() {
+        Ok(file) => config::resolve(file, overrides, &around).map_err(Failure::Config),
+        Err(mut problems) => {
+            // What flags say is wrong or right whatever the file says.
+            problems.extend(config::resolve(None, overrides, &around).err().into_iter().flatten());
+            Err(Failure::Config(problems))
+        }
+    }
 }
 
 fn surroundings() -> Result<Surroundings, Failure> {

@@ -31,15 +31,23 @@ pub(super) struct Options {
 pub(super) fn run(options: &Options, config: &Config, now: Now) -> Result<(), Failure> {
     let (ttl, max_ttl) = (options.ttl, config.auth.max_ttl);
     if ttl > max_ttl {
-        let (ttl, max_ttl) = (humantime::format_duration(ttl), humantime::format_duration(max_ttl));
-        return Err(Failure::Usage(format!(
-            "--ttl {ttl} is longer than auth.max_ttl, {max_ttl}: it would be refused"
-        )));
+        let (ttl, max_ttl) = (in_one_unit(ttl), in_one_unit(max_ttl));
+        let what =
+            format!("--ttl {ttl} is longer than auth.max_ttl, {max_ttl}: such a token would be refused");
+        return Err(Failure::Usage(what));
     }
     let keys = config.auth.token_keys(|| DataDir::new(&config.data_dir).secret())?;
     let token =
         NewToken { agent: options.agent.clone(), room: options.room.clone(), scopes: options.scope, ttl };
     print(&keys.mint(now, &token))
+}
+
+/// As people write it: in the largest unit that loses nothing.
+fn in_one_unit(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let units = [(86_400, "d"), (3600, "h"), (60, "m")];
+    let unit = units.iter().find(|(length, _)| seconds.is_multiple_of(*length));
+    unit.map_or_else(|| format!("{seconds}s"), |(length, name)| format!("{}{name}", seconds / length))
 }
 
 pub(super) fn agent(text: &str) -> Result<AgentId, &'static str> {

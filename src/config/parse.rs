@@ -133,7 +133,7 @@ pub(super) fn log_filter(text: &str) -> Result<String, String> {
     let parsed = tracing_subscriber::filter::Builder::default().parse(text);
     parsed
         .map(|_| text.to_owned())
-        .map_err(|error| format!("{text:?} is not a log filter, such as \"info\": {error}"))
+        .map_err(|_| format!(r#"{text:?} is not a log filter, such as "info" or "info,halfway=debug""#))
 }
 
 /// Whether lines are JSON.

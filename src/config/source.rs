@@ -55,14 +55,32 @@ impl Reader {
         key: &'static str,
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> Option<Vec<T>> {
-        let entries = match self.given(key)? {
-            Given::Override(place, texts) => {
-                texts.into_iter().map(|text| Located::text(&place, text)).collect()
-            }
-            Given::File(Located { value: Value::List(entries), .. }) => entries,
-            Given::File(other) => return self.refuse(other.place, key, LIST.to_owned()),
-        };
+        let (_, entries) = self.entries(key)?;
         Some(entries.into_iter().filter_map(|entry| self.entry(key, entry, &parse)).collect())
+    }
+
+    /// A list that makes no sense without an entry.
+    pub(super) fn filled_list<T>(
+        &mut self,
+        key: &'static str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Vec<T>> {
+        let (place, entries) = self.entries(key)?;
+        if entries.is_empty() {
+            return self.refuse(place, key, "needs one entry at least".to_owned());
+        }
+        Some(entries.into_iter().filter_map(|entry| self.entry(key, entry, &parse)).collect())
+    }
+
+    fn entries(&mut self, key: &'static str) -> Option<(Place, Vec<Located>)> {
+        match self.given(key)? {
+            Given::Override(place, texts) => {
+                let entries = texts.into_iter().map(|text| Located::text(&place, text)).collect();
+                Some((place, entries))
+            }
+            Given::File(Located { place, value: Value::List(entries) }) => Some((place, entries)),
+            Given::File(other) => self.refuse(other.place, key, LIST.to_owned()),
+        }
     }
 
     fn entry<T>(
@@ -113,12 +131,6 @@ impl Reader {
             None => Place::Default,
         };
         self.refuse::<()>(place, key, what.into());
-    }
-
-    /// Whether anybody said something about `key`.
-    pub(super) fn is_given(&self, key: &str) -> bool {
-        self.overrides.0.contains_key(key)
-            || self.file.as_ref().is_some_and(|file| file.entries.contains_key(key))
     }
 
     fn refuse<T>(&mut self, place: Place, key: &str, what: String) -> Option<T> {
