@@ -122,15 +122,7 @@ impl Front {
         ice: IceOffer,
         ready: Arc<AtomicBool>,
     ) -> Arc<Self> {
-        Self::with_patience(
-            config,
-            tokens,
-            turn,
-            ice,
-            ready,
-            Patience::default(),
-            Limits::new(&config.signaling),
-        )
+        Self::with_patience(config, tokens, turn, ice, ready, Patience::default(), config.signaling.limits())
     }
 
     /// With other deadlines and limits than everybody's, for tests.

@@ -12,9 +12,8 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, mpsc},
     thread::JoinHandle,
+    time::Duration,
 };
-
-use tokio::sync::oneshot;
 
 use self::{
     poll::Waker,
@@ -67,6 +66,8 @@ struct Running {
     thread: Option<JoinHandle<()>>,
 }
 
+/// For a shard to answer; it does so between two batches.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// A shard has so many ports at least.
 const PORTS_PER_SHARD: usize = 1_024;
 
@@ -104,13 +105,14 @@ impl Relay {
         self.shards.iter().for_each(|shard| shard.tell(Command::Drain));
     }
 
-    /// The counts of all shards, now.
-    pub async fn counters(&self) -> Counters {
+    /// The counts of all shards, now. Waits for each shard to finish its batch.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
         let mut sum = Counters::default();
         for shard in &self.shards {
-            let (to, counted) = oneshot::channel();
+            let (to, counted) = mpsc::sync_channel(1);
             shard.tell(Command::Count(to));
-            if let Ok(counters) = counted.await {
+            if let Ok(counters) = counted.recv_timeout(PATIENCE) {
                 sum += &counters;
             }
         }

@@ -2,10 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::config;
-
 /// Below the 30 seconds after which the most impatient proxies cut an idle connection.
-const HEARTBEAT: Duration = Duration::from_secs(25);
+pub const HEARTBEAT: Duration = Duration::from_secs(25);
 
 /// Bytes of an agent's card.
 pub const MAX_CARD: usize = 8192;
@@ -29,30 +27,6 @@ pub struct Limits {
     pub agents: usize,
     /// Bytes in the windows of all sessions together.
     pub held_bytes: usize,
-}
-
-impl Limits {
-    /// The configured limits, and for the two that no one configures what a host of modest memory bears.
-    #[must_use]
-    pub fn new(config: &config::Signaling) -> Self {
-        Self {
-            max_frame: or_unlimited(config.max_frame),
-            window_messages: or_unlimited(config.window_messages),
-            window_bytes: or_unlimited(config.window_bytes),
-            resume_window: config.resume_window,
-            rate: Rate::new(config.messages_per_second, config.burst),
-            presence_limit: or_unlimited(config.presence_limit),
-            heartbeat: HEARTBEAT,
-            agents: 250_000,
-            held_bytes: 256 << 20,
-        }
-    }
-}
-
-/// 0 is unlimited.
-#[must_use]
-pub fn or_unlimited(limit: usize) -> usize {
-    if limit == 0 { usize::MAX } else { limit }
 }
 
 /// So many a second, and so many at once.
