@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     config,
-    signaling::limits::{Bucket, Rate, or_unlimited},
+    signaling::limits::{Bucket, Rate},
 };
 
 /// Addresses remembered; those without a connection and at rest are forgotten when there are more.
@@ -116,6 +116,11 @@ impl Drop for Permit {
 /// A panic elsewhere leaves nothing half done here.
 fn lock(open: &Mutex<Open>) -> MutexGuard<'_, Open> {
     open.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// 0 is unlimited.
+fn or_unlimited(limit: usize) -> usize {
+    if limit == 0 { usize::MAX } else { limit }
 }
 
 #[cfg(test)]

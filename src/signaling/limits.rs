@@ -1,4 +1,4 @@
-//! Sizes, rates, counts. A limit of 0 in the configuration is unlimited here.
+//! Sizes, rates, counts.
 
 use std::time::{Duration, Instant};
 
