@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     config,
-    signaling::limits::{Bucket, Rate, or_unlimited},
+    signaling::limits::{Bucket, Rate},
 };
 
 /// Addresses remembered; those without a connection and at rest are forgotten when there are more.
@@ -67,8 +67,8 @@ impl Admission {
     pub fn new(config: &config::Http) -> Self {
         let rate = config.handshakes_per_second_per_address;
         Self {
-            per_address: or_unlimited(config.connections_per_address as usize),
-            total: or_unlimited(config.connections_total as usize),
+            per_address: or_unlimited(config.connections_per_address),
+            total: or_unlimited(config.connections_total),
             handshakes: Rate::new(rate, rate),
             open: Arc::default(),
         }
@@ -101,6 +101,11 @@ impl Admission {
     pub(super) fn open(&self) -> usize {
         lock(&self.open).total
     }
+}
+
+/// 0 in the configuration.
+fn or_unlimited(limit: u32) -> usize {
+    if limit == 0 { usize::MAX } else { limit as usize }
 }
 
 impl Drop for Permit {

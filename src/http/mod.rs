@@ -27,9 +27,12 @@ use tracing::{debug, warn};
 
 use crate::{
     clock,
-    config::Config,
+    config::{self, Config},
     credentials::{token::TokenKeys, turn_rest::TurnSecrets},
-    signaling::{self, limits::Limits},
+    signaling::{
+        self,
+        limits::{HEARTBEAT, Limits, MAX_AGENTS, MAX_HELD_BYTES, Rate},
+    },
 };
 
 pub mod admission; // connections and handshakes per address
@@ -64,6 +67,22 @@ pub struct Front {
     switchboard: Arc<Switchboard>,
     ready: Arc<AtomicBool>,
     counts: Counts,
+}
+
+/// The configured limits, and what no one configures.
+#[must_use]
+pub fn limits(config: &config::Signaling) -> Limits {
+    Limits {
+        max_frame: config.max_frame,
+        window_messages: config.window_messages,
+        window_bytes: config.window_bytes,
+        resume_window: config.resume_window,
+        rate: Rate::new(config.messages_per_second, config.burst),
+        presence_limit: config.presence_limit,
+        heartbeat: HEARTBEAT,
+        agents: MAX_AGENTS,
+        held_bytes: MAX_HELD_BYTES,
+    }
 }
 
 /// How long a client may take.
@@ -122,15 +141,7 @@ impl Front {
         ice: IceOffer,
         ready: Arc<AtomicBool>,
     ) -> Arc<Self> {
-        Self::with_patience(
-            config,
-            tokens,
-            turn,
-            ice,
-            ready,
-            Patience::default(),
-            Limits::new(&config.signaling),
-        )
+        Self::with_patience(config, tokens, turn, ice, ready, Patience::default(), limits(&config.signaling))
     }
 
     /// With other deadlines and limits than everybody's, for tests.

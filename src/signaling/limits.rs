@@ -1,11 +1,9 @@
-//! Sizes, rates, counts. A limit of 0 in the configuration is unlimited here.
+//! Sizes, rates, counts.
 
 use std::time::{Duration, Instant};
 
-use crate::config;
-
 /// Below the 30 seconds after which the most impatient proxies cut an idle connection.
-const HEARTBEAT: Duration = Duration::from_secs(25);
+pub const HEARTBEAT: Duration = Duration::from_secs(25);
 
 /// Bytes of an agent's card.
 pub const MAX_CARD: usize = 8192;
@@ -13,6 +11,10 @@ pub const MAX_CARD: usize = 8192;
 /// Frames and bytes that nobody numbered (answers, presence) waiting for one connection.
 pub const MAX_ASIDES: usize = 1024;
 pub const MAX_ASIDE_BYTES: usize = 1 << 20;
+
+/// Agents, and bytes in all their windows together, that a host of modest memory bears.
+pub const MAX_AGENTS: usize = 250_000;
+pub const MAX_HELD_BYTES: usize = 256 << 20;
 
 /// What one agent, one room, and all of them together may take.
 #[derive(Clone, Debug)]
@@ -29,30 +31,6 @@ pub struct Limits {
     pub agents: usize,
     /// Bytes in the windows of all sessions together.
     pub held_bytes: usize,
-}
-
-impl Limits {
-    /// The configured limits, and for the two that no one configures what a host of modest memory bears.
-    #[must_use]
-    pub fn new(config: &config::Signaling) -> Self {
-        Self {
-            max_frame: or_unlimited(config.max_frame),
-            window_messages: or_unlimited(config.window_messages),
-            window_bytes: or_unlimited(config.window_bytes),
-            resume_window: config.resume_window,
-            rate: Rate::new(config.messages_per_second, config.burst),
-            presence_limit: or_unlimited(config.presence_limit),
-            heartbeat: HEARTBEAT,
-            agents: 250_000,
-            held_bytes: 256 << 20,
-        }
-    }
-}
-
-/// 0 is unlimited.
-#[must_use]
-pub fn or_unlimited(limit: usize) -> usize {
-    if limit == 0 { usize::MAX } else { limit }
 }
 
 /// So many a second, and so many at once.

@@ -2,6 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 
 mod commands;
+mod front;
+mod http;
 mod layers;
 mod relay;
+mod signaling;
 mod turn;
