@@ -16,6 +16,7 @@ use crate::{
         token::TokenKeys,
         turn_rest::TurnSecrets,
     },
+    signaling::limits::{HEARTBEAT, Limits, Rate},
     tls,
     turn::policy::DeniedPeers,
 };
@@ -136,6 +137,24 @@ impl Auth {
         let keys = |secrets: &[&[u8]]| TokenKeys::new(secrets, self.max_ttl);
         let derived = || Ok(secret()?.derive(Purpose::Token));
         keys(&configured).map_or_else(|| Ok(keys(&[&derived()?]).expect("one secret is enough")), Ok)
+    }
+}
+
+impl Signaling {
+    /// The configured limits, and for the two that no one configures what a host of modest memory bears.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        Limits {
+            max_frame: self.max_frame,
+            window_messages: self.window_messages,
+            window_bytes: self.window_bytes,
+            resume_window: self.resume_window,
+            rate: Rate::new(self.messages_per_second, self.burst),
+            presence_limit: self.presence_limit,
+            heartbeat: HEARTBEAT,
+            agents: 250_000,
+            held_bytes: 256 << 20,
+        }
     }
 }
 

@@ -8,6 +8,8 @@ use std::{
 
 use socket2::{Domain, Socket, Type};
 
+use crate::turn::RelayAddress;
+
 /// This machine's addresses, read once.
 #[derive(Clone, Debug, Default)]
 pub struct Host {
@@ -41,15 +43,6 @@ impl Host {
         let attached = || self.addresses.iter().filter(same_family).find(reaches_far);
         self.default_routes.iter().find(same_family).or_else(attached).copied()
     }
-}
-
-/// An address that relayed traffic leaves from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RelayAddress {
-    /// What relay sockets bind to.
-    pub bound: IpAddr,
-    /// What peers see, and clients are told.
-    pub public: IpAddr,
 }
 
 /// The addresses to relay on, and what the operator should know about them, a line each.
@@ -205,7 +198,8 @@ fn prefer_lasting(socket: &Socket) {
 mod tests {
     use std::net::IpAddr;
 
-    use super::{Host, RelayAddress, Relays, is_private};
+    use super::{Host, Relays, is_private};
+    use crate::turn::RelayAddress;
 
     fn ips(texts: &[&str]) -> Vec<IpAddr> {
         texts.iter().map(|text| text.parse().unwrap()).collect()

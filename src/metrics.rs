@@ -7,9 +7,13 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::turn::{
-    counters::{Counters, Dropped, Traffic},
-    refusal::CODES,
+use crate::{
+    http,
+    signaling::{hub, refusal},
+    turn::{
+        counters::{Counters, Dropped, Traffic},
+        refusal::CODES,
+    },
 };
 
 /// One label with a value of ours.
@@ -17,9 +21,11 @@ type Label = [(&'static str, String); 1];
 
 /// The whole page.
 #[must_use]
-pub fn page(relay: &Counters) -> String {
+pub fn page(relay: &Counters, http: &http::Counters) -> String {
     let mut numbers = Numbers(Registry::with_prefix("halfway"));
     numbers.relay(relay);
+    numbers.http(http);
+    numbers.signaling(&http.signaling);
     let mut page = String::new();
     text::encode(&mut page, &numbers.0).expect("a String takes all that is written to it");
     page
@@ -46,6 +52,26 @@ impl Numbers {
         self.counts("refusals", "STUN error responses, by code", "code", refusals);
         let drops = Dropped::ALL.iter().map(|why| why.name()).zip(relay.drops);
         self.counts("dropped_packets", "datagrams that went nowhere, by reason", "reason", drops);
+    }
+
+    fn http(&mut self, http: &http::Counters) {
+        self.now("http_connections", "open connections on the public listeners", http.connections as u64);
+        self.count("http_requests", "HTTP requests", http.requests);
+        self.count("http_problems", "HTTP requests answered with an error", http.problems);
+        self.count("http_refused", "connections closed at once: too many, or too fast", http.refused);
+        self.count("http_handshakes_failed", "TLS handshakes failed or too slow", http.handshakes_failed);
+    }
+
+    fn signaling(&mut self, hub: &hub::Counters) {
+        self.now("agents", "agents with a session, connected or expected back", hub.agents as u64);
+        self.now("agent_connections", "agents' connections", hub.connections as u64);
+        self.now("rooms", "rooms with an agent in them", hub.rooms as u64);
+        self.now("held_bytes", "bytes of frames waiting or kept for replay", hub.held_bytes as u64);
+        let frames = [("in", hub.frames_in), ("out", hub.frames_out)];
+        self.counts("frames", "signaling frames, from agents and to them", "direction", frames);
+        self.count("frames_delivered", "routed frames put into a receiver's window", hub.delivered);
+        let errors = refusal::CODES.iter().zip(hub.errors);
+        self.counts("frame_errors", "error frames, by code", "code", errors);
     }
 
     fn now(&mut self, name: &str, meaning: &str, value: u64) {
@@ -82,6 +108,7 @@ mod tests {
         counters::{Counters, Dropped, Traffic},
         refusal::Refusal,
     };
+    use crate::{http, signaling::hub};
 
     #[test]
     fn every_number_is_on_the_page() {
@@ -95,7 +122,21 @@ mod tests {
         };
         relay.refused(&Refusal::AllocationMismatch);
         relay.dropped(Dropped::NoChannel);
-        let page = page(&relay);
+        let mut http =
+            http::Counters { connections: 18, requests: 19, problems: 20, refused: 21, ..Default::default() };
+        http.handshakes_failed = 22;
+        http.signaling = hub::Counters {
+            connections: 23,
+            agents: 24,
+            rooms: 25,
+            held_bytes: 26,
+            frames_in: 27,
+            frames_out: 28,
+            delivered: 29,
+            errors: Default::default(),
+        };
+        http.signaling.errors[0] = 30;
+        let page = page(&relay, &http);
         for line in [
             "halfway_allocations 11",
             "halfway_allocations_made_total 12",
@@ -107,6 +148,19 @@ mod tests {
             "halfway_refusals_total{code=\"437\"} 1",
             "halfway_refusals_total{code=\"401\"} 0",
             "halfway_dropped_packets_total{reason=\"no_channel\"} 1",
+            "halfway_http_connections 18",
+            "halfway_http_requests_total 19",
+            "halfway_http_problems_total 20",
+            "halfway_http_refused_total 21",
+            "halfway_http_handshakes_failed_total 22",
+            "halfway_agent_connections 23",
+            "halfway_agents 24",
+            "halfway_rooms 25",
+            "halfway_held_bytes 26",
+            "halfway_frames_total{direction=\"in\"} 27",
+            "halfway_frames_total{direction=\"out\"} 28",
+            "halfway_frames_delivered_total 29",
+            "halfway_frame_errors_total{code=\"unauthorized\"} 30",
         ] {
             assert!(page.lines().any(|got| got == line), "no line {line} in\n{page}");
         }

@@ -27,12 +27,9 @@ use tracing::{debug, warn};
 
 use crate::{
     clock,
-    config::{self, Config},
+    config::Config,
     credentials::{token::TokenKeys, turn_rest::TurnSecrets},
-    signaling::{
-        self,
-        limits::{HEARTBEAT, Limits, MAX_AGENTS, MAX_HELD_BYTES, Rate},
-    },
+    signaling::{self, limits::Limits},
 };
 
 pub mod admission; // connections and handshakes per address
@@ -67,22 +64,6 @@ pub struct Front {
     switchboard: Arc<Switchboard>,
     ready: Arc<AtomicBool>,
     counts: Counts,
-}
-
-/// The configured limits, and what no one configures.
-#[must_use]
-pub fn limits(config: &config::Signaling) -> Limits {
-    Limits {
-        max_frame: config.max_frame,
-        window_messages: config.window_messages,
-        window_bytes: config.window_bytes,
-        resume_window: config.resume_window,
-        rate: Rate::new(config.messages_per_second, config.burst),
-        presence_limit: config.presence_limit,
-        heartbeat: HEARTBEAT,
-        agents: MAX_AGENTS,
-        held_bytes: MAX_HELD_BYTES,
-    }
 }
 
 /// How long a client may take.
@@ -141,7 +122,7 @@ impl Front {
         ice: IceOffer,
         ready: Arc<AtomicBool>,
     ) -> Arc<Self> {
-        Self::with_patience(config, tokens, turn, ice, ready, Patience::default(), limits(&config.signaling))
+        Self::with_patience(config, tokens, turn, ice, ready, Patience::default(), config.signaling.limits())
     }
 
     /// With other deadlines and limits than everybody's, for tests.

@@ -12,9 +12,8 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, mpsc},
     thread::JoinHandle,
+    time::Duration,
 };
-
-use tokio::sync::oneshot;
 
 use self::{
     poll::Waker,
@@ -67,6 +66,8 @@ struct Running {
     thread: Option<JoinHandle<()>>,
 }
 
+/// For a shard to answer; it does so between two batches.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// A shard has so many ports at least.
 const PORTS_PER_SHARD: usize = 1_024;
 
@@ -104,13 +105,14 @@ impl Relay {
         self.shards.iter().for_each(|shard| shard.tell(Command::Drain));
     }
 
-    /// The counts of all shards, now.
-    pub async fn counters(&self) -> Counters {
+    /// The counts of all shards, now. Waits for each shard to finish its batch.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
         let mut sum = Counters::default();
         for shard in &self.shards {
-            let (to, counted) = oneshot::channel();
+            let (to, counted) = mpsc::sync_channel(1);
             shard.tell(Command::Count(to));
-            if let Ok(counters) = counted.await {
+            if let Ok(counters) = counted.recv_timeout(PATIENCE) {
                 sum += &counters;
             }
         }
@@ -215,15 +217,31 @@ fn shard(
     Shard::new(Server::new(Setup { auth, policy, quotas, ports }), relays, listeners, waker)
 }
 
-/// Every `count`-th port, from `index` on.
+/// Every `count`-th pair of ports, from `index` on: pairs, so that each shard has even ports to give.
 fn share(ports: &RangeInclusive<u16>, index: usize, count: usize) -> impl Iterator<Item = u16> + use<> {
-    ports.clone().skip(index).step_by(count)
+    ports.clone().filter(move |port| usize::from(port / 2) % count == index)
 }
 
 fn forget_ports(config: &RelayConfig, index: usize, count: usize) {
     for relay in 0..config.policy.relays.len() {
         for port in share(&config.ports, index, count) {
             config.policy.live.remove(RelayPort { relay: relay as u8, port });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::share;
+
+    #[test]
+    fn shards_share_all_ports_and_each_has_even_ones() {
+        let ports = 49_153..=65_535;
+        let mut all: Vec<_> = (0..3).flat_map(|index| share(&ports, index, 3)).collect();
+        all.sort_unstable();
+        assert!(all.into_iter().eq(ports.clone()));
+        for index in 0..3 {
+            assert!(share(&ports, index, 3).filter(|port| port % 2 == 0).count() > 2_000);
         }
     }
 }

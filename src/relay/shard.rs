@@ -4,10 +4,8 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr, UdpSocket},
-    sync::mpsc::{Receiver, TryRecvError},
+    sync::mpsc::{Receiver, SyncSender, TryRecvError},
 };
-
-use tokio::sync::oneshot;
 
 use super::{
     poll::{Poll, Waker},
@@ -29,7 +27,7 @@ use crate::{
 /// What others may ask of a shard.
 pub enum Command {
     /// The counts, now.
-    Count(oneshot::Sender<Counters>),
+    Count(SyncSender<Counters>),
     /// No new allocations.
     Drain,
     /// Come to an end.

@@ -12,10 +12,6 @@ pub const MAX_CARD: usize = 8192;
 pub const MAX_ASIDES: usize = 1024;
 pub const MAX_ASIDE_BYTES: usize = 1 << 20;
 
-/// Agents, and bytes in all their windows together, that a host of modest memory bears.
-pub const MAX_AGENTS: usize = 250_000;
-pub const MAX_HELD_BYTES: usize = 256 << 20;
-
 /// What one agent, one room, and all of them together may take.
 #[derive(Clone, Debug)]
 pub struct Limits {

@@ -67,7 +67,7 @@ pub async fn host(toml: &str) -> Host {
 /// With other deadlines and limits too.
 pub async fn host_with(toml: &str, change: impl FnOnce(&mut Patience, &mut Limits)) -> Host {
     let config = config(toml);
-    let (mut patience, mut limits) = (Patience::default(), http::limits(&config.signaling));
+    let (mut patience, mut limits) = (Patience::default(), config.signaling.limits());
     change(&mut patience, &mut limits);
     let ready = Arc::new(AtomicBool::new(true));
     let offer = IceOffer {

@@ -94,11 +94,45 @@ async fn the_turn_client_moves_thousands_of_packets_and_loses_none() {
         let (length, from) = timeout(PATIENCE, conn.recv_from(&mut buffer)).await.unwrap().unwrap();
         assert_eq!((&buffer[..length], from), (&packet[..], peer));
     }
-    let counters = relay.counters().await;
+    let counters = relay.counters();
     assert_eq!((counters.to_peers.packets, counters.to_clients.packets), (5_000, 5_000));
     assert_eq!(counters.allocations, 1);
     conn.close().await.unwrap();
     client.close().await.unwrap();
+}
+
+/// libjuice does not wait for the answer to CreatePermission or ChannelBind before it sends.
+#[tokio::test]
+async fn data_right_behind_its_request_is_not_lost() {
+    use super::turn::client;
+    let relay = start("127.0.0.1:0");
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.connect(relay.listening()[0]).await.unwrap();
+    let peer = UdpSocket::bind("0.0.0.0:0").await.unwrap();
+    let port = peer.local_addr().unwrap().port();
+    let mut buffer = [0; 1_024];
+    let mut alice = client::Client::with_secret(SECRET, clock::now().unix() + 600);
+    for text in ["Allocate", "Allocate auth"] {
+        socket.send(&alice.say(text, "alice").bytes).await.unwrap();
+        let length = timeout(PATIENCE, socket.recv(&mut buffer)).await.unwrap().unwrap();
+        alice.hear(&buffer[..length], &[]);
+    }
+    for run in 0..500_u16 {
+        let at = format!("127.1.{}.{}:{port}", run / 250, run % 250 + 1);
+        let number = 0x4000 + run;
+        for text in [
+            format!("CreatePermission auth peer={at}"),
+            format!("Send peer={at} a{run}"),
+            format!("ChannelBind auth peer={at} channel={number:x}"),
+            format!("ChannelData {number:x} b{run}"),
+        ] {
+            socket.send(&alice.say(&text, "alice").bytes).await.unwrap();
+        }
+        for expected in [format!("a{run}"), format!("b{run}")] {
+            let length = timeout(PATIENCE, peer.recv(&mut buffer)).await.unwrap().unwrap();
+            assert_eq!(String::from_utf8_lossy(&buffer[..length]), expected);
+        }
+    }
 }
 
 #[tokio::test]
@@ -165,7 +199,7 @@ async fn noise_disturbs_nobody() {
             assert_eq!(&buffer[..length], b"still here");
         }
     }
-    let counters = relay.counters().await;
+    let counters = relay.counters();
     assert_eq!((counters.allocations, counters.to_clients.packets), (1, 100));
     assert!(counters.drops.iter().sum::<u64>() > 1_000, "{counters:?}");
 }

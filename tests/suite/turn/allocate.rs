@@ -269,3 +269,28 @@ fn a_draining_relay_takes_nobody_new_and_keeps_whom_it_has() {
          600s alice < Refresh ok lifetime=1200 signed",
     );
 }
+
+#[test]
+fn fifty_clients_that_vanish_leave_room_for_fifty_more() {
+    let world = World { per_agent: 50, ports: 49152..=49247, ..World::default() };
+    let allocate = |time: u64, client: usize| {
+        let port = 49_152 + (client - 1) % 96;
+        format!(
+            "{time}s alice/{client} > Allocate
+             {time}s alice/{client} < Allocate 401 realm nonce
+             {time}s alice/{client} > Allocate auth
+             {time}s - take :{port}
+             {time}s alice/{client} < Allocate ok relayed=5.5.5.5:{port} mapped=9.0.0.1:{} lifetime=1200 signed\n",
+            1_000 + client
+        )
+    };
+    let mut trace: String = (1..=50).map(|client| allocate(0, client)).collect();
+    for client in 51..=100 {
+        let reclaimed = format!(
+            "31s - close :{}\n 31s - ended alice reclaimed 0B out 0B in\n 31s - take",
+            49_101 + client
+        );
+        trace += &allocate(31, client).replacen("31s - take", &reclaimed, 1);
+    }
+    world.check(&trace);
+}
