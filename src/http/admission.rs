@@ -67,8 +67,8 @@ impl Admission {
     pub fn new(config: &config::Http) -> Self {
         let rate = config.handshakes_per_second_per_address;
         Self {
-            per_address: or_unlimited(config.connections_per_address as usize),
-            total: or_unlimited(config.connections_total as usize),
+            per_address: or_unlimited(config.connections_per_address),
+            total: or_unlimited(config.connections_total),
             handshakes: Rate::new(rate, rate),
             open: Arc::default(),
         }
@@ -103,6 +103,11 @@ impl Admission {
     }
 }
 
+/// 0 in the configuration.
+fn or_unlimited(limit: u32) -> usize {
+    if limit == 0 { usize::MAX } else { limit as usize }
+}
+
 impl Drop for Permit {
     fn drop(&mut self) {
         let mut open = lock(&self.open);
@@ -116,11 +121,6 @@ impl Drop for Permit {
 /// A panic elsewhere leaves nothing half done here.
 fn lock(open: &Mutex<Open>) -> MutexGuard<'_, Open> {
     open.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// 0 is unlimited.
-fn or_unlimited(limit: usize) -> usize {
-    if limit == 0 { usize::MAX } else { limit }
 }
 
 #[cfg(test)]

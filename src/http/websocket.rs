@@ -43,9 +43,6 @@ const SUBPROTOCOL: &str = "halfway.v1";
 /// How long the last frames may take: whoever does not read them is not waited for.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// New ICE credentials must be good for so much longer than the old ones to be worth a frame.
-const WORTH_PUSHING: u64 = 30;
-
 /// An upgrade that has been agreed to.
 #[derive(Debug)]
 pub(super) struct Upgrade {
@@ -357,7 +354,7 @@ impl Guest {
         let now = clock::now();
         if let (Some(old), Ok(list)) = (self.ice_expires, routes::ice_list(visit, &self.agent, now, None)) {
             let expires = now.unix() + list.turn_rest.ttl;
-            if expires >= old + WORTH_PUSHING {
+            if expires > old {
                 self.ice_expires = Some(expires);
                 let frame = serde_json::to_vec(&IceFrame { r#type: "ice", list: &list });
                 let frame = frame.expect("an ICE list is plain JSON").into();

@@ -6,6 +6,9 @@
 )]
 
 mod commands;
+mod front;
+mod http;
 mod layers;
 mod relay;
+mod signaling;
 mod turn;

@@ -3,10 +3,7 @@
 use std::{
     fs::File,
     io::{BufRead, BufReader, Read},
-    os::{
-        fd::FromRawFd,
-        unix::{fs::PermissionsExt, net::UnixDatagram},
-    },
+    os::unix::{fs::PermissionsExt, net::UnixDatagram},
     path::Path,
     process::{Child, Command, Stdio},
     sync::mpsc,
@@ -38,10 +35,28 @@ impl Served {
         Self { child, log }
     }
 
+    /// The exit code and the log of one that ends by itself.
+    #[track_caller]
+    fn refused(mut self) -> (i32, Vec<String>) {
+        let mut seen = Vec::new();
+        loop {
+            match self.log.recv_timeout(SOON) {
+                Ok(line) => seen.push(line),
+                Err(mpsc::RecvTimeoutError::Disconnected) => break,
+                Err(mpsc::RecvTimeoutError::Timeout) => panic!("still running after {seen:#?}"),
+            }
+        }
+        (self.child.wait().unwrap().code().unwrap(), seen)
+    }
+
     /// Waits for a line of the log.
     #[track_caller]
     fn expect(&self, wanted: &str) -> String {
-        let mut seen = Vec::new();
+        self.expect_after(wanted, &mut Vec::new())
+    }
+
+    #[track_caller]
+    fn expect_after(&self, wanted: &str, seen: &mut Vec<String>) -> String {
         while let Ok(line) = self.log.recv_timeout(SOON) {
             if line.contains(wanted) {
                 return line;
@@ -181,9 +196,9 @@ fn what_cannot_be_used_is_one_line_and_exit_1() {
         ("/proc/none", "cannot create /proc/none: "),
         ("halfway-data", "halfway-data/cert.pem: no CERTIFICATE block in PEM; remove cert.pem and key.pem"),
     ] {
-        let (code, stdout, stderr) = run(serve(&dir).args(["--data-dir", data_dir]));
-        assert_eq!((code, stdout.as_str()), (1, ""), "{data_dir}: {stderr}");
-        assert!(stderr.contains(expected), "{data_dir}: {stderr}");
+        let (code, log) = Served::start(serve(&dir).args(["--data-dir", data_dir])).refused();
+        assert_eq!(code, 1, "{data_dir}: {log:?}");
+        assert_eq!(log.iter().filter(|line| line.contains(expected)).count(), 1, "{data_dir}: {log:?}");
     }
 }
 
@@ -192,40 +207,25 @@ fn a_taken_port_is_one_line_and_exit_1() {
     let dir = TempDir::new();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let (code, stdout, stderr) = run(serve(&dir).args(["--http-listen", &address]));
-    assert_eq!((code, stdout.as_str()), (1, ""), "{stderr}");
-    assert_eq!(stderr.lines().filter(|line| line.contains(&address)).count(), 1, "{stderr}");
-}
-
-/// The two ends of a new terminal.
-fn terminal() -> (File, File) {
-    let (mut ours, mut theirs) = (0, 0);
-    use std::ptr::{null, null_mut};
-    // SAFETY: two ints are written, and no name, mode or size is given.
-    let opened = unsafe { libc::openpty(&raw mut ours, &raw mut theirs, null_mut(), null(), null()) };
-    assert_eq!(opened, 0);
-    // SAFETY: both were just opened, and nobody else owns them.
-    unsafe { (File::from_raw_fd(ours), File::from_raw_fd(theirs)) }
+    let (code, log) = Served::start(serve(&dir).args(["--http-listen", &address])).refused();
+    assert_eq!(code, 1, "{log:?}");
+    assert_eq!(log.iter().filter(|line| line.contains(&address)).count(), 1, "{log:?}");
 }
 
 #[test]
 fn a_terminal_sees_the_quick_start() {
     let dir = TempDir::new();
-    let (ours, theirs) = terminal();
-    let mut child = serve(&dir).stdout(theirs).stderr(Stdio::null()).spawn().unwrap();
-    // The command's own copy of the terminal's end is gone with it: reading ends with the process.
-    let mut lines = Vec::new();
-    for line in BufReader::new(ours).lines().map_while(Result::ok) {
-        lines.push(line);
-        if lines.last().is_some_and(|line| line.contains("More tokens")) {
-            break;
-        }
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
-    let text = lines.join("\n");
+    let terminal = nix::pty::openpty(None, None).unwrap();
+    let child = serve(&dir).stdout(terminal.slave).stderr(Stdio::null()).spawn().unwrap();
+    let (lines, seen) = mpsc::channel();
+    let served = Served { child, log: seen };
+    let screen = BufReader::new(File::from(terminal.master));
+    std::thread::spawn(move || screen.lines().map_while(Result::ok).try_for_each(|line| lines.send(line)));
+    let mut before = Vec::new();
+    served.expect_after("More tokens", &mut before);
+    let text = before.join("\n");
     assert!(text.contains("https://127.0.0.1:") && text.contains("wss://127.0.0.1:"), "{text}");
-    let curl = lines.iter().find(|line| line.trim_start().starts_with("curl")).unwrap();
+    let curl = before.iter().find(|line| line.trim_start().starts_with("curl")).unwrap();
     assert!(curl.contains("--cacert ./halfway-data/cert.pem -H 'Authorization: Bearer e"), "{curl}");
     assert!(curl.contains("/v1/ice"), "{curl}");
 }
