@@ -16,8 +16,7 @@ use std::{
 };
 
 use self::{
-    poll::Waker,
-    shard::{Command, Listener, Shard},
+    shard::{Command, Listener, Mailbox, Place, Shard},
     udp::Batch,
 };
 use crate::{
@@ -58,13 +57,8 @@ pub struct RelayConfig {
 /// A running relay; dropping it ends all allocations.
 pub struct Relay {
     listening: Vec<SocketAddr>,
-    shards: Vec<Running>,
-}
-
-struct Running {
-    commands: mpsc::Sender<Command>,
-    waker: Arc<Waker>,
-    thread: Option<JoinHandle<()>>,
+    mailboxes: Arc<[Mailbox]>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 /// For a shard to answer; it does so between two batches.
@@ -87,13 +81,8 @@ impl Relay {
             listening.push(bound);
         }
         config.policy.listeners.extend(&listening);
-        let count = listeners.len();
-        let start = |(index, listeners)| {
-            start_shard(config.clone(), index, count, listeners)
-                .map_err(|error| format!("cannot start relay shard {index}: {error}"))
-        };
-        let shards = listeners.into_iter().enumerate().map(start).collect::<Result<_, _>>()?;
-        Ok(Self { listening, shards })
+        start_shards(&config, listening, listeners)
+            .map_err(|error| format!("cannot start the relay: {error}"))
     }
 
     /// Where clients send to.
@@ -104,14 +93,14 @@ impl Relay {
 
     /// No new allocations from now on.
     pub fn drain(&self) {
-        self.shards.iter().for_each(|shard| shard.tell(Command::Drain));
+        self.mailboxes.iter().for_each(|shard| shard.tell(Command::Drain));
     }
 
     /// The counts of all shards, now. Waits for each shard to finish its batch.
     #[must_use]
     pub fn counters(&self) -> Counters {
         let mut sum = Counters::default();
-        for shard in &self.shards {
+        for shard in &*self.mailboxes {
             let (to, counted) = mpsc::sync_channel(1);
             shard.tell(Command::Count(to));
             if let Ok(counters) = counted.recv_timeout(PATIENCE) {
@@ -122,18 +111,10 @@ impl Relay {
     }
 }
 
-impl Running {
-    fn tell(&self, command: Command) {
-        // A shard that has come to an end needs no telling.
-        let _ = self.commands.send(command);
-        self.waker.wake();
-    }
-}
-
 impl Drop for Relay {
     fn drop(&mut self) {
-        self.shards.iter().for_each(|shard| shard.tell(Command::Stop));
-        for thread in self.shards.iter_mut().filter_map(|shard| shard.thread.take()) {
+        self.mailboxes.iter().for_each(|shard| shard.tell(Command::Stop));
+        for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
     }
@@ -150,33 +131,33 @@ fn listen(at: SocketAddr, shards: &mut [Vec<Listener>]) -> io::Result<SocketAddr
     Ok(at)
 }
 
-fn start_shard(
-    config: RelayConfig,
-    index: usize,
-    count: usize,
-    listeners: Vec<Listener>,
-) -> io::Result<Running> {
-    let (commands, inbox) = mpsc::channel();
-    let waker = Arc::new(Waker::new()?);
-    let first = shard(&config, index, count, &listeners, &waker)?;
-    let of_thread = Arc::clone(&waker);
-    let body = move || supervise(first, &config, (index, count), &listeners, &of_thread, &inbox);
-    let thread = std::thread::Builder::new().name(format!("relay-{index}")).spawn(body)?;
-    Ok(Running { commands, waker, thread: Some(thread) })
+fn start_shards(
+    config: &RelayConfig,
+    listening: Vec<SocketAddr>,
+    listeners: Vec<Vec<Listener>>,
+) -> io::Result<Relay> {
+    let both: Vec<_> = listeners.iter().map(|_| Mailbox::new()).collect::<io::Result<_>>()?;
+    let (mailboxes, inboxes): (Vec<_>, Vec<_>) = both.into_iter().unzip();
+    let mailboxes: Arc<[Mailbox]> = mailboxes.into();
+    let places = listeners.into_iter().zip(inboxes).enumerate();
+    let start = |(index, (listeners, inbox))| {
+        let (config, mailboxes) = (config.clone(), Arc::clone(&mailboxes));
+        let place = Place { index, listeners, inbox, mailboxes };
+        let first = shard(&config, &place)?;
+        std::thread::Builder::new()
+            .name(format!("relay-{index}"))
+            .spawn(move || supervise(first, &config, &place))
+    };
+    let threads = places.map(start).collect::<io::Result<_>>()?;
+    Ok(Relay { listening, mailboxes, threads })
 }
 
 /// A shard is the blast radius of its own bugs: its allocations are lost, the host goes on.
-fn supervise(
-    mut running: Shard,
-    config: &RelayConfig,
-    (index, count): (usize, usize),
-    listeners: &[Listener],
-    waker: &Waker,
-    inbox: &mpsc::Receiver<Command>,
-) {
+fn supervise(mut running: Shard, config: &RelayConfig, place: &Place) {
+    let index = place.index;
     let mut batch = Batch::new();
     loop {
-        match catch_unwind(AssertUnwindSafe(|| running.run(listeners, waker, inbox, &mut batch))) {
+        match catch_unwind(AssertUnwindSafe(|| running.run(place, &mut batch))) {
             Ok(Ok(())) => return,
             Ok(Err(error)) => tracing::error!("relay shard {index} failed and starts anew: {error}"),
             Err(_) => {
@@ -184,27 +165,29 @@ fn supervise(
             }
         }
         drop(running);
-        forget_ports(config, index, count);
-        running = match shard(config, index, count, listeners, waker) {
+        forget_ports(config, index, place.mailboxes.len());
+        running = match shard(config, place) {
             Ok(shard) => shard,
             Err(error) => return tracing::error!("relay shard {index} cannot start anew: {error}"),
         };
     }
 }
 
-fn shard(
-    config: &RelayConfig,
-    index: usize,
-    count: usize,
-    listeners: &[Listener],
-    waker: &Waker,
-) -> io::Result<Shard> {
+fn shard(config: &RelayConfig, place: &Place) -> io::Result<Shard> {
+    let (index, count) = (place.index, place.mailboxes.len());
     let relays = config.policy.relays.clone();
-    let ports = relays.iter().map(|_| share(&config.ports, index, count).collect()).collect();
-    let auth =
-        Auth { realm: config.realm.clone(), secrets: config.secrets.clone(), nonces: config.nonces.clone() };
-    let (policy, quotas) = (config.policy.clone(), config.quotas.clone());
-    Shard::new(Server::new(Setup { auth, policy, quotas, ports }), relays, listeners, waker)
+    let setup = Setup {
+        shard: index,
+        auth: Auth {
+            realm: config.realm.clone(),
+            secrets: config.secrets.clone(),
+            nonces: config.nonces.clone(),
+        },
+        policy: config.policy.clone(),
+        quotas: config.quotas.clone(),
+        ports: relays.iter().map(|_| share(&config.ports, index, count).collect()).collect(),
+    };
+    Shard::new(Server::new(setup), relays, place)
 }
 
 /// Every `count`-th pair of ports, from `index` on: pairs, so that each shard has even ports to give.

@@ -1,6 +1,16 @@
 //! Allocate and Binding (RFC 8656 §7, RFC 8489 §12).
 
-use super::trace::{World, check};
+use std::time::{Duration, UNIX_EPOCH};
+
+use halfway::{
+    clock::{self, Now},
+    turn::{FiveTuple, Transport, quota::Quotas, server::Effect},
+};
+
+use super::{
+    client::Client,
+    trace::{START, World, check},
+};
 
 #[test]
 fn a_binding_tells_the_address_and_nothing_else() {
@@ -234,6 +244,35 @@ fn at_the_quota_the_longest_idle_allocation_makes_room() {
          30s - take :49154
          30s alice/2 < Allocate ok relayed=5.5.5.5:49154 mapped=9.0.0.1:1002 lifetime=1200 signed",
     );
+}
+
+#[test]
+fn the_longest_idle_allocation_makes_room_in_another_shard_too() {
+    let world = World::default();
+    let quotas = Quotas::new(1, 0);
+    let mut shards = [0, 1].map(|shard| world.shard(shard, quotas.clone()));
+    let start = Now { wall: UNIX_EPOCH + Duration::from_secs(START), ..clock::now() };
+    for (shard, at) in [(0, 0), (1, 31)] {
+        let mut alice = Client::default();
+        let from = FiveTuple {
+            client: ([9, 0, 0, 1], 1_000 + shard as u16).into(),
+            server: ([5, 5, 5, 5], 3478).into(),
+            transport: Transport::Udp,
+        };
+        for text in ["Allocate", "Allocate auth"] {
+            let mut reply = Vec::new();
+            let request = alice.say(text, "alice").bytes;
+            shards[shard].handle_request(start + Duration::from_secs(at), from, &request, &mut reply);
+            alice.hear(&reply, &[]);
+        }
+        assert_eq!(shards[shard].counters().allocations, 1);
+    }
+    let effects: Vec<_> = std::iter::from_fn(|| shards[1].poll_effect()).collect();
+    let Some(Effect::Reclaim(idle)) = effects.first() else { panic!("{effects:?}") };
+    assert_eq!(idle.shard, 0);
+    shards[0].reclaim(idle, start.mono + Duration::from_secs(31));
+    assert_eq!(shards[0].counters().allocations, 0);
+    assert_eq!(quotas.held_in_total(), 1);
 }
 
 #[test]

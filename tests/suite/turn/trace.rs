@@ -91,6 +91,11 @@ impl World {
 
     /// A server with its reserve bound, lowest port first.
     pub fn server(&self) -> Server {
+        self.shard(0, Quotas::new(self.per_agent, self.total))
+    }
+
+    /// One of several servers that share their quotas.
+    pub fn shard(&self, shard: usize, quotas: Quotas) -> Server {
         let ip = |text: &str| text.parse().unwrap();
         let mut relays = vec![RelayAddress { bound: ip(self.bound), public: ip("5.5.5.5") }];
         if self.v6 {
@@ -112,8 +117,7 @@ impl World {
             nonces: Nonces::new(&[7; 32]),
         };
         let ports = policy.relays.iter().map(|_| self.ports.clone().collect()).collect();
-        let mut server =
-            Server::new(Setup { auth, policy, quotas: Quotas::new(self.per_agent, self.total), ports });
+        let mut server = Server::new(Setup { shard, auth, policy, quotas, ports });
         top_up(&mut server, 1 + u8::from(self.v6));
         server
     }
@@ -264,6 +268,7 @@ impl Stage {
         while let Some(effect) = self.server.poll_effect() {
             match effect {
                 Effect::TakeRelay(at) => self.line(&format!("- take :{}", at.port)),
+                Effect::Reclaim(idle) => self.line(&format!("- reclaim in shard {}", idle.shard)),
                 Effect::CloseRelay(at) => self.line(&format!("- close :{}", at.port)),
                 Effect::Ended(ended) => self.line(&format!(
                     "- ended {} {} {}B out {}B in",
