@@ -30,7 +30,7 @@ use crate::{
         turn_rest::TurnSecrets,
     },
     data_dir::DataDir,
-    host::{Host, Relays},
+    host::{Host, Relays, cannot_listen},
     http::{
         self, Front,
         ice::{IceOffer, ice_list},
@@ -73,7 +73,7 @@ async fn run(config: &Config) -> Result<(), String> {
     let keys = Keys::of(config, &relays)?;
 
     let public = bind(&config.http.listen, "HTTPS", "--http-listen")?;
-    let admin = bind(&config.admin.listen, "the admin port", "admin.listen")?;
+    let admin = bind(&config.admin.listen, "the operator (/metrics)", "admin.listen")?;
     let (https_at, admin_at) = (addresses(&public), addresses(&admin));
     let policy = policy(config, &host, &relays, [&https_at[..], &admin_at].concat());
     let relay = Arc::new(Relay::start(relay_config(config, &keys, policy))?);
@@ -227,7 +227,7 @@ fn quick_start(config: &Config, keys: &Keys, offer: &IceOffer, https: SocketAddr
 }
 
 fn bind(listen: &[SocketAddr], what: &str, setting: &str) -> Result<Vec<TcpListener>, String> {
-    let bind = |at: &SocketAddr| bind_tcp(*at).map_err(|error| cannot_listen(*at, what, setting, &error));
+    let bind = |at: &SocketAddr| bind_tcp(*at).map_err(|error| cannot_listen(what, *at, setting, &error));
     listen.iter().map(bind).collect()
 }
 
@@ -243,16 +243,6 @@ fn bind_tcp(at: SocketAddr) -> io::Result<TcpListener> {
     socket.bind(&at.into())?;
     socket.listen(1_024)?;
     TcpListener::from_std(socket.into())
-}
-
-fn cannot_listen(at: SocketAddr, what: &str, setting: &str, error: &io::Error) -> String {
-    let hint = match error.kind() {
-        io::ErrorKind::AddrInUse => "another program uses this port; stop it, or choose another",
-        io::ErrorKind::AddrNotAvailable => "this host has no such address",
-        io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE",
-        _ => "the system refuses",
-    };
-    format!("cannot listen on TCP {at} for {what}: {error} ({hint}; see {setting})")
 }
 
 fn addresses(listeners: &[TcpListener]) -> Vec<SocketAddr> {

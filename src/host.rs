@@ -45,6 +45,18 @@ impl Host {
     }
 }
 
+/// Why a listener cannot be had, in one line for people; `setting` is where to choose another address.
+#[must_use]
+pub fn cannot_listen(what: &str, at: SocketAddr, setting: &str, error: &io::Error) -> String {
+    let hint = match error.kind() {
+        io::ErrorKind::AddrInUse => "another program uses this port; stop it, or choose another",
+        io::ErrorKind::AddrNotAvailable => "this host has no such address",
+        io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE",
+        _ => "the system refuses",
+    };
+    format!("cannot listen on {at} for {what}: {error} ({hint}; see {setting})")
+}
+
 /// The addresses to relay on, and what the operator should know about them, a line each.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Relays {

@@ -10,17 +10,7 @@ use std::{
     time::Duration,
 };
 
-use halfway::{
-    clock,
-    credentials::turn_rest::TurnSecrets,
-    relay::{Relay, RelayConfig},
-    turn::{
-        RelayAddress,
-        nonce::Nonces,
-        policy::{DeniedPeers, LivePorts, Policy},
-        quota::Quotas,
-    },
-};
+use halfway::{clock, credentials::turn_rest::TurnSecrets};
 use stun_types::{
     attribute::{Nonce, Realm, Username},
     message::{
@@ -33,6 +23,10 @@ use turn_types::{
     attribute::{ChannelNumber, RequestedTransport, XorPeerAddress, XorRelayedAddress},
     message::{ALLOCATE, CHANNEL_BIND},
 };
+
+#[path = "suite/loopback.rs"]
+mod loopback;
+use loopback::SECRET;
 
 struct Counting;
 
@@ -54,11 +48,9 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-const SECRET: &str = "sixteen bytes or more";
-
 #[test]
 fn none_per_packet() {
-    let relay = start();
+    let relay = loopback::relay("127.0.0.1:0", 1, 30_000..=39_999);
     let client = socket();
     client.connect(relay.listening()[0]).unwrap();
     let peer = socket();
@@ -77,30 +69,6 @@ fn none_per_packet() {
     let before = ALLOCATIONS.load(SeqCst);
     (0..5_000).for_each(|_| both_ways());
     assert_eq!(ALLOCATIONS.load(SeqCst) - before, 0, "allocations in 10,000 packets");
-}
-
-fn start() -> Relay {
-    let loopback = "127.0.0.1".parse().unwrap();
-    let policy = Policy {
-        relays: vec![RelayAddress { bound: loopback, public: loopback }],
-        live: LivePorts::new(1),
-        own_addresses: Vec::new(),
-        listeners: Vec::new(),
-        allow: vec!["127.0.0.0/8".parse().unwrap()],
-        deny: Vec::new(),
-        denied: DeniedPeers::Refuse,
-    };
-    Relay::start(RelayConfig {
-        listen: vec!["127.0.0.1:0".parse().unwrap()],
-        shards: 1,
-        ports: 30_000..=39_999,
-        policy,
-        quotas: Quotas::new(0, 0),
-        realm: "halfway".to_owned(),
-        secrets: TurnSecrets::new(&[SECRET]).unwrap(),
-        nonces: Nonces::new(&[1; 32]),
-    })
-    .unwrap()
 }
 
 fn socket() -> UdpSocket {

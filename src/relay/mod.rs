@@ -22,6 +22,7 @@ use self::{
 };
 use crate::{
     credentials::turn_rest::TurnSecrets,
+    host::cannot_listen,
     turn::{
         RelayPort,
         auth::Auth,
@@ -81,7 +82,8 @@ impl Relay {
         let mut listeners: Vec<Vec<Listener>> = (0..shards).map(|_| Vec::new()).collect();
         let mut listening = Vec::new();
         for at in config.listen.clone() {
-            let bound = listen(at, &mut listeners).map_err(|error| cannot_listen(at, &error))?;
+            let bound = listen(at, &mut listeners)
+                .map_err(|error| cannot_listen("TURN over UDP", at, "--turn-listen", &error))?;
             listening.push(bound);
         }
         config.policy.listeners.extend(&listening);
@@ -146,18 +148,6 @@ fn listen(at: SocketAddr, shards: &mut [Vec<Listener>]) -> io::Result<SocketAddr
         listeners.push(Listener { socket: sockets::listener(at, shared)?, at });
     }
     Ok(at)
-}
-
-fn cannot_listen(at: SocketAddr, error: &io::Error) -> String {
-    let hint = match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            "another program uses this port; stop it, or choose another with --turn-listen"
-        }
-        io::ErrorKind::AddrNotAvailable => "this host has no such address; see --turn-listen",
-        io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE",
-        _ => "see --turn-listen",
-    };
-    format!("cannot listen on UDP {at} for TURN: {error} ({hint})")
 }
 
 fn start_shard(

@@ -9,6 +9,7 @@ mod commands;
 mod front;
 mod http;
 mod layers;
+mod loopback;
 mod relay;
 mod signaling;
 mod turn;

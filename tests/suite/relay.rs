@@ -2,47 +2,17 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use halfway::{
-    clock,
-    credentials::turn_rest::TurnSecrets,
-    relay::{Relay, RelayConfig},
-    turn::{
-        RelayAddress,
-        nonce::Nonces,
-        policy::{DeniedPeers, LivePorts, Policy},
-        quota::Quotas,
-    },
-};
+use halfway::{clock, credentials::turn_rest::TurnSecrets, relay::Relay};
 use tokio::{net::UdpSocket, time::timeout};
 use turn::client::{Client, ClientConfig};
 use webrtc_util::Conn;
 
-const SECRET: &str = "sixteen bytes or more";
+use super::loopback::{self, SECRET};
+
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn start(listen: &str) -> Relay {
-    let relay = |ip: &str| RelayAddress { bound: ip.parse().unwrap(), public: ip.parse().unwrap() };
-    let relays = vec![relay("127.0.0.1"), relay("::1")];
-    let policy = Policy {
-        live: LivePorts::new(relays.len()),
-        own_addresses: Vec::new(),
-        listeners: Vec::new(),
-        allow: vec!["127.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()],
-        deny: Vec::new(),
-        denied: DeniedPeers::Refuse,
-        relays,
-    };
-    Relay::start(RelayConfig {
-        listen: vec![listen.parse().unwrap()],
-        shards: 2,
-        ports: 40_000..=48_999,
-        policy,
-        quotas: Quotas::new(16, 0),
-        realm: "halfway".to_owned(),
-        secrets: TurnSecrets::new(&[SECRET]).unwrap(),
-        nonces: Nonces::new(&[1; 32]),
-    })
-    .unwrap()
+    loopback::relay(listen, 2, 40_000..=48_999)
 }
 
 async fn client(relay: &Relay, from: &str) -> Client {
@@ -210,5 +180,5 @@ async fn a_taken_port_is_one_clear_line() {
     let at = relay.listening()[0];
     let second = std::panic::catch_unwind(|| start(&at.to_string()));
     let text = *second.err().unwrap().downcast::<String>().unwrap();
-    assert!(text.contains(&format!("cannot listen on UDP {at} for TURN")), "{text}");
+    assert!(text.contains(&format!("cannot listen on {at} for TURN over UDP")), "{text}");
 }
