@@ -32,7 +32,8 @@ use crate::{
     clock::{self, Now},
     credentials::token::{Agent, TokenRefusal},
     signaling::{
-        hub::{Departure, Farewell, Join, Outgoing},
+        farewell::Farewell,
+        hub::{Departure, Join, Outgoing},
         message::{self, ClientFrame, Hello, Incoming as IncomingFrame, Rejected, ServerFrame, SessionId},
         refusal::Refusal,
     },

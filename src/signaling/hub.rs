@@ -13,6 +13,7 @@ use bytes::Bytes;
 use serde_json::value::RawValue;
 
 use super::{
+    farewell::Farewell,
     limits::{Bucket, Limits, MAX_CARD},
     message::{
         Announced, ClientFrame, FrameId, Hello, Incoming, Kind, Listed, Rejected, Resume, ServerFrame,
@@ -29,8 +30,7 @@ use crate::{
 /// An expiry is looked at again at least this often, so that a wall clock that was set is noticed.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
-/// How long agents should keep trying to come back after a restart; their first tries are spread over `RECONNECT`.
-const TRY_FOR: u64 = 60;
+/// Seconds over which the first tries to come back after a restart are spread.
 const RECONNECT: std::ops::RangeInclusive<u64> = 1..=10;
 
 /// Frames of a welcome that are not the agents and the ICE list.
@@ -86,55 +86,6 @@ pub struct ConnectionId(u64);
 pub enum Outgoing {
     Frame(Bytes),
     Close(Farewell),
-}
-
-/// Why we end a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Farewell {
-    /// A newer connection of the same agent took over.
-    Replaced,
-    /// The token's time is over.
-    Expired,
-    /// It does not read what it is sent.
-    Slow,
-    /// We are going down; come back in so many seconds.
-    Restarting(u64),
-}
-
-impl Farewell {
-    /// The last frame; a connection that does not read gets none.
-    #[must_use]
-    pub fn frame(self) -> Option<Bytes> {
-        let frame = match self {
-            Self::Replaced => ServerFrame::Replaced,
-            Self::Expired => ServerFrame::Ended { code: "expired" },
-            Self::Restarting(reconnect_in) => ServerFrame::Restarting { reconnect_in, try_for: TRY_FOR },
-            Self::Slow => return None,
-        };
-        Some(frame.to_bytes())
-    }
-
-    /// The WebSocket close code.
-    #[must_use]
-    pub fn close_code(self) -> u16 {
-        match self {
-            Self::Expired => 4001,
-            Self::Slow => 4003,
-            Self::Replaced => 4005,
-            Self::Restarting(_) => 1012,
-        }
-    }
-
-    /// The WebSocket close reason.
-    #[must_use]
-    pub fn reason(self) -> &'static str {
-        match self {
-            Self::Expired => "expired",
-            Self::Slow => "slow",
-            Self::Replaced => "replaced",
-            Self::Restarting(_) => "restarting",
-        }
-    }
 }
 
 /// How a connection ended.
