@@ -32,7 +32,7 @@ use crate::{
     data_dir::DataDir,
     host::{Host, Relays, cannot_listen},
     http::{
-        self, Doors, Front,
+        self, Front,
         ice::{IceOffer, ice_list},
     },
     metrics,
@@ -86,7 +86,8 @@ async fn run(config: &Config) -> Result<(), String> {
         Arc::new(move || metrics::page(&numbers.0.counters(), &numbers.1.counters()));
     let tls = Arc::clone(&keys.certificate.config);
     let (shutdown, down) = watch::channel(false);
-    let serving = tokio::spawn(http::serve(front, Doors { public, tls, admin, metrics }, down));
+    let serving = tokio::spawn(http::serve(Arc::clone(&front), public, tls, down));
+    tokio::spawn(http::serve_admin(front, admin, metrics));
 
     tracing::info!(https = %list(&https_at), turn = %list(relay.listening()), admin = %list(&admin_at), "ready");
     systemd::ready();

@@ -170,48 +170,42 @@ impl fmt::Debug for Front {
     }
 }
 
-/// The text of `/metrics`.
+/// Makes the text of `/metrics`.
 pub type Metrics = Arc<dyn Fn() -> String + Send + Sync>;
 
-/// The listeners, bound already.
-pub struct Doors {
-    /// HTTPS and WSS.
-    pub public: Vec<TcpListener>,
-    pub tls: Arc<rustls::ServerConfig>,
-    /// Plain HTTP for the operator.
-    pub admin: Vec<TcpListener>,
-    pub metrics: Metrics,
-}
-
-impl fmt::Debug for Doors {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Doors")
-            .field("public", &self.public)
-            .field("admin", &self.admin)
-            .finish_non_exhaustive()
-    }
-}
-
-/// Serves until `shutdown` turns true, then tells every agent to come back later and returns when all have gone.
-/// Dropping the future closes what is left. The admin listeners stay until the end.
-pub async fn serve(front: Arc<Front>, doors: Doors, mut shutdown: watch::Receiver<bool>) {
-    let (mut public, mut admin) = (JoinSet::new(), JoinSet::new());
-    for listener in doors.public {
-        let (front, acceptor) = (Arc::clone(&front), TlsAcceptor::from(Arc::clone(&doors.tls)));
-        public.spawn(listen_public(front, listener, acceptor, shutdown.clone()));
-    }
-    for listener in doors.admin {
-        admin.spawn(listen_admin(Arc::clone(&front), listener, Arc::clone(&doors.metrics), shutdown.clone()));
+/// Serves HTTPS and WSS until `shutdown` turns true, then tells every agent to come back later and returns when all
+/// have gone. Dropping the future closes what is left.
+pub async fn serve(
+    front: Arc<Front>,
+    listeners: Vec<TcpListener>,
+    tls: Arc<rustls::ServerConfig>,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    let mut listening = JoinSet::new();
+    for listener in listeners {
+        let acceptor = TlsAcceptor::from(Arc::clone(&tls));
+        listening.spawn(listen_public(Arc::clone(&front), listener, acceptor, shutdown.clone()));
     }
     let drained = async {
         turned_true(&mut shutdown).await;
+        front.ready.store(false, Ordering::Relaxed);
         front.switchboard.tell(|hub, _| hub.restart());
-        while public.join_next().await.is_some() {}
+        while listening.join_next().await.is_some() {}
     };
     tokio::select! {
         () = drained => {}
         () = front.switchboard.keep_time() => {}
     }
+}
+
+/// Serves plain HTTP to the operator until dropped: the numbers are wanted most while we drain.
+pub async fn serve_admin(front: Arc<Front>, listeners: Vec<TcpListener>, metrics: Metrics) {
+    let (_stay, never) = watch::channel(false);
+    let mut listening = JoinSet::new();
+    for listener in listeners {
+        listening.spawn(listen_admin(Arc::clone(&front), listener, Arc::clone(&metrics), never.clone()));
+    }
+    while listening.join_next().await.is_some() {}
 }
 
 /// Also when whoever could say so is gone.
@@ -240,15 +234,13 @@ async fn listen_admin(
     front: Arc<Front>,
     listener: TcpListener,
     metrics: Metrics,
-    shutdown: watch::Receiver<bool>,
+    never: watch::Receiver<bool>,
 ) {
     let welcome = |stream: TcpStream, client: IpAddr| {
-        let visit = Visit::new(&front, &stream, client, Some(Arc::clone(&metrics)), shutdown.clone())?;
+        let visit = Visit::new(&front, &stream, client, Some(Arc::clone(&metrics)), never.clone())?;
         Some(converse(visit, stream))
     };
-    // To the end: the numbers are wanted most while we drain.
-    let (_stay, never) = watch::channel(false);
-    listen(&listener, never, welcome).await;
+    listen(&listener, never.clone(), welcome).await;
 }
 
 /// Accepts until shutdown, then waits for the connections to end.

@@ -109,13 +109,11 @@ fn preflight() -> Answer {
 }
 
 fn readyz(visit: &Visit) -> Result<Answer, Problem> {
-    if *visit.shutdown.borrow() {
-        return Err(Problem::unavailable("going down"));
+    if visit.front.ready.load(Ordering::Relaxed) {
+        Ok(text("ready\n"))
+    } else {
+        Err(Problem::unavailable("not ready yet, or going down"))
     }
-    if !visit.front.ready.load(Ordering::Relaxed) {
-        return Err(Problem::unavailable("not ready yet"));
-    }
-    Ok(text("ready\n"))
 }
 
 fn metrics(visit: &Visit) -> Answer {

@@ -128,6 +128,11 @@ impl Seat {
         self.wake.notified().await;
     }
 
+    /// There is more to write than was written.
+    pub(super) fn wake_again(&self) {
+        self.wake.notify_one();
+    }
+
     pub(super) fn next_outgoing(&self) -> Option<Outgoing> {
         self.switchboard.tell(|hub, _| hub.next_outgoing(self.connection))
     }

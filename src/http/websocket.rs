@@ -1,6 +1,6 @@
 //! One agent's WebSocket: hello, then frames in and frames out until one side has had enough.
 
-use std::time::Duration;
+use std::{future::Future, time::Duration};
 
 use aws_lc_rs::{digest, rand};
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::{
     sync::mpsc,
-    time::{Instant, Interval, interval, sleep_until, timeout},
+    time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout},
 };
 use tokio_websockets::{CloseCode, Error, Limits, Message, ServerBuilder, WebSocketStream};
 
@@ -32,7 +32,8 @@ use crate::{
     clock::{self, Now},
     credentials::token::{Agent, TokenRefusal},
     signaling::{
-        hub::{Departure, Farewell, Join, Outgoing},
+        farewell::Farewell,
+        hub::{Departure, Join, Outgoing},
         message::{self, ClientFrame, Hello, Incoming as IncomingFrame, Rejected, ServerFrame, SessionId},
         refusal::Refusal,
     },
@@ -42,6 +43,9 @@ const SUBPROTOCOL: &str = "halfway.v1";
 
 /// How long the last frames may take: whoever does not read them is not waited for.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Frames written before the agent is listened to again.
+const AT_ONCE: usize = 64;
 
 /// An upgrade that has been agreed to.
 #[derive(Debug)]
@@ -263,7 +267,8 @@ impl Guest {
                 return;
             }
             tokio::select! {
-                () = self.seat.woken() => {}
+                // What was heard counts before the next heartbeat asks for it.
+                biased;
                 message = socket.next() => {
                     heartbeat.heard = true;
                     if let Next::End = self.hear(visit, message) {
@@ -271,9 +276,12 @@ impl Guest {
                         return;
                     }
                 }
+                () = self.seat.woken() => {}
                 alive = heartbeat.tick() => {
-                    if !alive || !send(visit, &mut socket, Message::ping("")).await {
-                        self.seat.tell(|hub, now, connection| hub.hang_up(now, connection));
+                    if alive {
+                        self.write(visit, socket.send(Message::ping(""))).await;
+                    } else {
+                        self.hang_up();
                     }
                 }
                 () = sleep_until(ice_at) => ice_at = self.push_ice(visit),
@@ -281,37 +289,36 @@ impl Guest {
         }
     }
 
-    /// Writes all that waits. The agent is not read from meanwhile: one that does not listen cannot go on talking.
+    /// Writes what waits, up to a limit, so that a busy agent is heard too. It is not read from meanwhile: one that
+    /// does not listen cannot go on talking.
     async fn write_out(&self, visit: &Visit, socket: &mut Socket) -> Next {
-        let mut wrote = false;
-        while let Some(outgoing) = self.seat.next_outgoing() {
-            match outgoing {
-                Outgoing::Close(farewell) => {
+        for _ in 0..AT_ONCE {
+            match self.seat.next_outgoing() {
+                Some(Outgoing::Frame(frame)) => self.write(visit, socket.feed(Message::text(frame))).await,
+                Some(Outgoing::Close(farewell)) => {
                     say_goodbye(socket, farewell).await;
                     return Next::End;
                 }
-                Outgoing::Frame(frame) => {
-                    wrote = true;
-                    let fed = timeout(visit.front.patience.write, socket.feed(Message::text(frame))).await;
-                    if !self.keeps_up(fed.map(|fed| fed.is_ok())) {
-                        wrote = false;
-                    }
+                None => {
+                    self.write(visit, socket.flush()).await;
+                    return Next::Go;
                 }
             }
         }
-        if wrote {
-            let flushed = timeout(visit.front.patience.write, socket.flush()).await;
-            self.keeps_up(flushed.map(|flushed| flushed.is_ok()));
-        }
+        self.seat.wake_again();
+        self.write(visit, socket.flush()).await;
         Next::Go
     }
 
-    /// A broken connection shows when it is read next; one that is too slow is told to go.
-    fn keeps_up<E>(&self, sent: Result<bool, E>) -> bool {
-        if sent.is_err() {
-            self.seat.tell(|hub, now, connection| hub.hang_up(now, connection));
+    /// One that is too slow is told to go; a broken connection shows when it is read next.
+    async fn write(&self, visit: &Visit, writing: impl Future<Output = Result<(), Error>>) {
+        if timeout(visit.front.patience.write, writing).await.is_err() {
+            self.hang_up();
         }
-        sent.is_ok()
+    }
+
+    fn hang_up(&self) {
+        self.seat.tell(|hub, now, connection| hub.hang_up(now, connection));
     }
 
     fn hear(&mut self, visit: &Visit, message: Option<Result<Message, Error>>) -> Next {
@@ -374,6 +381,7 @@ struct Heartbeat {
 impl Heartbeat {
     fn new(every: Duration) -> Self {
         let mut pings = interval(every);
+        pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         pings.reset();
         Self { pings, heard: true }
     }
@@ -383,11 +391,6 @@ impl Heartbeat {
         self.pings.tick().await;
         std::mem::take(&mut self.heard)
     }
-}
-
-/// Whether the message was taken in time.
-async fn send(visit: &Visit, socket: &mut Socket, message: Message) -> bool {
-    timeout(visit.front.patience.write, socket.send(message)).await.is_ok()
 }
 
 async fn say_goodbye(socket: &mut Socket, farewell: Farewell) {

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use serde_json::value::RawValue;
 
 use super::{
+    farewell::Farewell,
     limits::{Bucket, Limits, MAX_CARD},
     message::{
         Announced, ClientFrame, FrameId, Hello, Incoming, Kind, Listed, Rejected, Resume, ServerFrame,
@@ -29,8 +30,7 @@ use crate::{
 /// An expiry is looked at again at least this often, so that a wall clock that was set is noticed.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
-/// How long agents should keep trying to come back after a restart; their first tries are spread over `RECONNECT`.
-const TRY_FOR: u64 = 60;
+/// Seconds over which the first tries to come back after a restart are spread.
 const RECONNECT: std::ops::RangeInclusive<u64> = 1..=10;
 
 /// Frames of a welcome that are not the agents and the ICE list.
@@ -86,55 +86,6 @@ pub struct ConnectionId(u64);
 pub enum Outgoing {
     Frame(Bytes),
     Close(Farewell),
-}
-
-/// Why we end a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Farewell {
-    /// A newer connection of the same agent took over.
-    Replaced,
-    /// The token's time is over.
-    Expired,
-    /// It does not read what it is sent.
-    Slow,
-    /// We are going down; come back in so many seconds.
-    Restarting(u64),
-}
-
-impl Farewell {
-    /// The last frame; a connection that does not read gets none.
-    #[must_use]
-    pub fn frame(self) -> Option<Bytes> {
-        let frame = match self {
-            Self::Replaced => ServerFrame::Replaced,
-            Self::Expired => ServerFrame::Ended { code: "expired" },
-            Self::Restarting(reconnect_in) => ServerFrame::Restarting { reconnect_in, try_for: TRY_FOR },
-            Self::Slow => return None,
-        };
-        Some(frame.to_bytes())
-    }
-
-    /// The WebSocket close code.
-    #[must_use]
-    pub fn close_code(self) -> u16 {
-        match self {
-            Self::Expired => 4001,
-            Self::Slow => 4003,
-            Self::Replaced => 4005,
-            Self::Restarting(_) => 1012,
-        }
-    }
-
-    /// The WebSocket close reason.
-    #[must_use]
-    pub fn reason(self) -> &'static str {
-        match self {
-            Self::Expired => "expired",
-            Self::Slow => "slow",
-            Self::Replaced => "replaced",
-            Self::Restarting(_) => "restarting",
-        }
-    }
 }
 
 /// How a connection ended.
@@ -720,7 +671,7 @@ mod tests {
 
     use serde_json::{Value, json};
 
-    use super::{ConnectionId, Departure, Farewell, Hello, Hub, Join, Limits, Outgoing};
+    use super::{ConnectionId, Departure, Farewell, Hello, Hub, Join, Limits, Line, Outgoing};
     use crate::{
         clock::Now,
         credentials::token::{Agent, AgentId, Room, Scopes},
@@ -775,6 +726,8 @@ mod tests {
         sessions: BTreeMap<String, String>,
         deaf: Vec<String>,
         woken: BTreeSet<ConnectionId>,
+        /// The number that each agent must see next: every frame once, in order.
+        next_seq: BTreeMap<String, u64>,
         transcript: String,
     }
 
@@ -789,6 +742,7 @@ mod tests {
                 sessions: BTreeMap::new(),
                 deaf: vec![],
                 woken: BTreeSet::new(),
+                next_seq: BTreeMap::new(),
                 transcript: String::new(),
             }
         }
@@ -848,10 +802,16 @@ mod tests {
                 session: self.sessions.get(who).cloned().unwrap_or_default(),
                 after: after.parse().unwrap(),
             });
+            let after = resume.as_ref().map_or(0, |resume| resume.after);
             let hello = Hello { token: None, card: card.as_deref(), resume };
-            let fresh = SessionId::from_random([u8::try_from(self.connections.len()).unwrap(); 16]);
+            let fresh = SessionId::from_random(u128::from(self.hub.last_connection).to_be_bytes());
             match self.hub.join(self.now(), &agent, &hello, Join { id: None, ice: None, fresh }) {
-                Ok(connection) => drop(self.connections.insert(name.to_owned(), connection)),
+                Ok(connection) => {
+                    self.connections.insert(name.to_owned(), connection);
+                    let resumed = Some(self.hub.members[&agent.id].session.id().as_str())
+                        == self.sessions.get(who).map(String::as_str);
+                    self.next_seq.insert(who.to_owned(), if resumed { after + 1 } else { 1 });
+                }
                 Err(refusal) => {
                     writeln!(self.transcript, "{}s {name} < {}", self.seconds, refusal.code()).unwrap()
                 }
@@ -879,7 +839,8 @@ mod tests {
         }
 
         fn close(&mut self, name: &str, farewell: Farewell) -> String {
-            self.connections.remove(name);
+            let connection = self.connections.remove(name).unwrap();
+            self.hub.leave(self.now(), connection, Departure::Dropped);
             let frame = farewell.frame().map(|frame| String::from_utf8(frame.to_vec()).unwrap() + " ");
             format!("{}close {}", frame.unwrap_or_default(), farewell.close_code())
         }
@@ -888,6 +849,11 @@ mod tests {
             if let Some(session) = frame["session"].as_str() {
                 let who = name.trim_end_matches(char::is_numeric);
                 self.sessions.insert(who.to_owned(), session.to_owned());
+            }
+            if let Some(seq) = frame["seq"].as_u64() {
+                let next = self.next_seq.get_mut(name.trim_end_matches(char::is_numeric)).unwrap();
+                assert_eq!(seq, *next, "{name} missed or repeated a frame");
+                *next += 1;
             }
             let mut line = frame["type"].as_str().unwrap().to_owned();
             for member in [
@@ -1449,5 +1415,86 @@ mod tests {
             (0, 0, 0, 0)
         );
         assert!(matches!(message::parse(br#"{"type":"find"}"#).unwrap().frame, ClientFrame::Find));
+    }
+
+    /// What must be true of the hub at any time.
+    fn assert_consistent(hub: &Hub) {
+        assert_eq!(hub.deadlines.len(), hub.members.len());
+        let mut in_rooms = 0;
+        for (room, everybody) in &hub.rooms {
+            assert!(!everybody.is_empty());
+            assert!(everybody.iter().all(|agent| hub.members[agent].room == *room));
+            in_rooms += everybody.len();
+        }
+        assert_eq!(in_rooms, hub.members.len());
+        for (agent, member) in &hub.members {
+            assert!(hub.deadlines.contains(&(member.deadline, agent.clone())));
+            assert_ne!(member.connection.is_some(), member.gone_at.is_some());
+            if let Some(connection) = member.connection {
+                assert!(matches!(&hub.connections[&connection], Line::Live(live) if live == agent));
+            }
+        }
+        let live = hub.connections.values().filter(|line| matches!(line, Line::Live(_))).count();
+        assert_eq!(live, hub.members.values().filter(|member| member.connection.is_some()).count());
+        let held: usize = hub.members.values().map(|member| member.session.held_bytes()).sum();
+        assert_eq!(held, hub.held_bytes);
+        assert!(held <= hub.limits.held_bytes);
+    }
+
+    const WHO: [&str; 4] = ["alice", "bob", "carol", "dave"];
+    const WHAT: [&str; 14] = [
+        "> hello",
+        "> hello room=other",
+        "> hello ttl=40 card=X",
+        "> hello resume=0",
+        "> hello resume=2",
+        "! drops",
+        "! leaves",
+        "! too-slow",
+        "! stalls",
+        "! reads",
+        "> message",
+        "> message to alice",
+        "> offer to bob id=1",
+        "> received upTo=1",
+    ];
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_agents_do_the_hub_is_consistent(
+            steps in proptest::collection::vec((0..WHO.len(), 0..WHAT.len(), 0..30_u64), 1..120)
+        ) {
+            let small = Limits { window_messages: 3, held_bytes: 400, presence_limit: 3, ..limits() };
+            let mut play = Play::new(small);
+            for (who, what, pause) in steps {
+                let (name, (way, what)) = (WHO[who], WHAT[what].split_once(' ').unwrap());
+                play.advance(play.seconds + pause / 10);
+                if way == "!" || !what.starts_with("hello") {
+                    if !play.connections.contains_key(name) {
+                        continue;
+                    }
+                } else if let Some(older) = play.connections.remove(name) {
+                    // The older socket breaks just then.
+                    play.hub.leave(play.now(), older, Departure::Dropped);
+                }
+                play.act(name, way, what);
+                play.write_out();
+                assert_consistent(&play.hub);
+            }
+            play.deaf.clear();
+            play.write_out();
+            for (_, connection) in std::mem::take(&mut play.connections) {
+                play.hub.leave(play.now(), connection, Departure::Dropped);
+            }
+            play.advance(play.seconds + 60);
+            assert_consistent(&play.hub);
+            proptest::prop_assert!(play.hub.members.is_empty() && play.hub.connections.is_empty());
+        }
+
+        #[test]
+        fn no_bytes_are_too_odd_to_parse(bytes: Vec<u8>, text in r#"[{}\[\]",:a-z0-9\\]{0,60}"#) {
+            drop(message::parse(&bytes).map(|frame| format!("{frame:?}")));
+            drop(message::parse(text.as_bytes()).map(|frame| format!("{frame:?}")));
+        }
     }
 }

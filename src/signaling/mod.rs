@@ -2,6 +2,7 @@
 //!
 //! A state machine: frames and `now` in, frames out. The shell owns the sockets and asks what there is to write.
 
+pub mod farewell; // how we end a connection
 pub mod hub; // the only state: agents, rooms, routing, presence
 pub mod limits; // sizes, rates, counts
 pub mod message; // frames from agents and to agents: docs/protocol.md

@@ -15,7 +15,7 @@ use halfway::{
         token::{AgentId, NewToken, Room, Scopes, TokenKeys},
         turn_rest::TurnSecrets,
     },
-    http::{self, Doors, Front, Patience, ice::IceOffer},
+    http::{self, Front, Patience, ice::IceOffer},
     signaling::limits::Limits,
     tls,
 };
@@ -50,12 +50,14 @@ pub struct Host {
     pub ready: Arc<AtomicBool>,
     pub stop: watch::Sender<bool>,
     pub served: JoinHandle<()>,
+    admin_served: JoinHandle<()>,
     trust: Arc<ClientConfig>,
 }
 
 impl Drop for Host {
     fn drop(&mut self) {
         self.served.abort();
+        self.admin_served.abort();
     }
 }
 
@@ -89,17 +91,14 @@ async fn serve(front: Arc<Front>, ready: Arc<AtomicBool>) -> Host {
     let public = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (public_address, admin_address) = (public.local_addr().unwrap(), admin.local_addr().unwrap());
-    let doors = Doors {
-        public: vec![public],
-        tls: tls::server_config(cert.as_bytes(), key.as_bytes()).unwrap(),
-        admin: vec![admin],
-        metrics: Arc::new(|| "halfway_up 1\n".to_owned()),
-    };
+    let tls = tls::server_config(cert.as_bytes(), key.as_bytes()).unwrap();
+    let metrics: http::Metrics = Arc::new(|| "halfway_up 1\n".to_owned());
     let (stop, stopped) = watch::channel(false);
     Host {
         public: public_address,
         admin: admin_address,
-        served: tokio::spawn(http::serve(Arc::clone(&front), doors, stopped)),
+        served: tokio::spawn(http::serve(Arc::clone(&front), vec![public], tls, stopped)),
+        admin_served: tokio::spawn(http::serve_admin(Arc::clone(&front), vec![admin], metrics)),
         front,
         ready,
         stop,

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use halfway::{credentials::token::Scopes, signaling::limits::Rate};
-use hyper::header;
+use hyper::{StatusCode, header};
 use serde_json::{Value, json};
 use tokio_websockets::Message;
 
 use crate::front::{
-    Client, Heard, Host, Via, expired_token, host, host_with, refused_with, token, token_with,
+    Client, Heard, PATIENCE, Via, expired_token, host, host_with, refused_with, token, token_with,
 };
 
 #[tokio::test]
@@ -353,9 +353,34 @@ async fn a_restart_tells_everybody_when_to_come_back() {
     assert_eq!(alice.hear_close().await, 1012);
     assert_eq!(stranger.hear_close().await, 1012);
     drop((alice, stranger));
-    ends(&mut host).await;
+    tokio::time::timeout(PATIENCE, &mut host.served).await.unwrap().unwrap();
+    assert_eq!(host.get_admin("/readyz").await.problem(), (503, "unavailable".into()));
+    assert_eq!(host.get_admin("/metrics").await.status, StatusCode::OK, "the numbers stay to the end");
 }
 
-async fn ends(host: &mut Host) {
-    tokio::time::timeout(crate::front::PATIENCE, &mut host.served).await.unwrap().unwrap();
+#[tokio::test]
+async fn a_busy_receiver_is_heard_too() {
+    let host = host_with("", |_, limits| {
+        limits.rate = None;
+        limits.window_messages = 10_000;
+    })
+    .await;
+    let (mut alice, _) = host.join(&token("alice"), json!({})).await;
+    let (mut bob, _) = host.join(&token("bob"), json!({})).await;
+    assert_eq!(alice.hear().await["type"], "agentJoined");
+    for payload in 0..1000 {
+        bob.say(json!({"type": "message", "to": "alice", "payload": payload})).await;
+    }
+    alice.say(json!({"type": "ping", "id": "me too"})).await;
+    let mut next = 0;
+    let mut pongs = 0;
+    while next < 1000 || pongs < 1 {
+        let frame = alice.hear().await;
+        if frame["type"] == "pong" {
+            pongs += 1;
+        } else {
+            assert_eq!(frame["payload"], next, "in order");
+            next += 1;
+        }
+    }
 }
