@@ -22,6 +22,7 @@ KINDS = {
     "aiortc": [PYTHON, EXAMPLES / "python/agent.py"],
     "chromium": None,
 }
+MESH = ["node", EXAMPLES / "mesh/agent.mjs"]
 # Those that send candidates as they find them.
 TRICKLES = {"node-datachannel", "werift", "chromium"}
 
@@ -36,7 +37,7 @@ class Agent:
             command, environment = chromium(appliance, directory, options)
         else:
             flags = [part for key, value in options.items() for part in flag(key, value)]
-            command = [*KINDS[kind], appliance.url, "--ca", appliance.ca, *flags]
+            command = [*KINDS.get(kind, MESH), appliance.url, "--ca", appliance.ca, *flags]
             environment = dict(os.environ)
         self.log = open(directory / f"{name}.log", "w+")
         self.process = subprocess.Popen(

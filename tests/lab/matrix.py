@@ -61,7 +61,7 @@ def meet(appliance, sites, pair, channel, number, directory):
     for agent, result in zip((offerer, answerer), results):
         least = MESSAGES * 99 // 100 if channel == "lossy" else MESSAGES
         assert result["received"] >= least, f"{agent.kind} received {result['received']} messages\n{agent.tail()}"
-        assert result["blob_ok"], f"{agent.kind}: the blob is not intact"
+        assert channel == "lossy" or result["blob_ok"], f"{agent.kind}: the blob is not intact"
         assert channel != "ordered" or result["in_order"], f"{agent.kind}: out of order"
     payload = 2 * (MESSAGES * SIZE + BLOB)
     # Each byte comes from one client and goes to another: two relayed addresses, counted on the way out and in.
