@@ -1,0 +1,10 @@
+//! Frames of agents: whatever comes, the answer is a frame or a named refusal.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let parsed = halfway::signaling::message::parse(bytes);
+    let object = bytes.trim_ascii_start().starts_with(b"{");
+    assert!(object || parsed.is_err(), "only objects are frames");
+});
