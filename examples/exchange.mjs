@@ -10,9 +10,17 @@ const piece = (at, length) => pattern.subarray(at % 251, (at % 251) + length)
 const message = (number, size) => String(number).padStart(8, '0').padEnd(size, 'abcdefghijklmnopqrstuvwxyz'[number % 26])
 
 /** Sends everything. `write` takes a string or bytes, and resolves when there is room for more. */
-export async function sendAll(write, { messages, size, blob }) {
-  for (let number = 0; number < messages; number++) await write(message(number, size))
-  for (let at = 0; at < blob; at += CHUNK - OFFSET) await write(chunk(at, Math.min(CHUNK - OFFSET, blob - at)))
+export async function sendAll(write, { messages, size, blob, lossy = false }) {
+  // Nothing sends again what a burst loses on a lossy channel: it gets a steady stream.
+  const breathe = () => lossy && new Promise((resolve) => setTimeout(resolve, 10))
+  for (let number = 0; number < messages; number++) {
+    await write(message(number, size))
+    if (number % 10 === 9) await breathe()
+  }
+  for (let at = 0; at < blob; at += CHUNK - OFFSET) {
+    await write(chunk(at, Math.min(CHUNK - OFFSET, blob - at)))
+    await breathe()
+  }
 }
 
 function chunk(at, length) {

@@ -2,6 +2,7 @@
 // An agent on node-datachannel. Told only Halfway's URL and a token, it opens a data channel to another agent.
 import { readFileSync } from 'node:fs'
 import https from 'node:https'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 import { cleanup, PeerConnection } from 'node-datachannel'
 import WebSocket from 'ws'
@@ -28,17 +29,30 @@ const HIGH_WATER = 1024 * 1024
 
 const ice = await getJson('/v1/ice')
 const socket = new WebSocket(new URL('/v1/ws', url), 'halfway.v1', tls)
+let handled = Promise.resolve()
 socket.on('open', () => signal({ type: 'hello', card: { name: 'node-datachannel' } }))
-socket.on('message', (frame) => receive(JSON.parse(frame)))
-socket.on('close', (code) => fail(`signaling closed (${code})`))
-socket.on('error', (error) => fail(error.message))
+socket.on('message', (text) => {
+  const frame = JSON.parse(text)
+  handled = Promise.all([handled, hold(frame)]).then(() => receive(frame)).catch(fail)
+})
+socket.on('error', fail)
+socket.on('close', (code) => {
+  if (process.exitCode === undefined) console.error(`signaling closed (${code})`)
+  process.exit(process.exitCode ?? 1)
+})
 
 let peer, connection, offered, inbox, release
+
+// Whoever offers starts its checks after the one who answers: then its own get through first. The other way about, the
+// answering side would begin DTLS with a side that does not listen yet, and try again a second later.
+function hold({ type }) {
+  if (flags.to && ['answer', 'iceCandidate'].includes(type)) return sleep(150)
+}
 
 function receive(frame) {
   if (frame.type === 'welcome' && frame.agents.some(({ agent }) => agent === flags.to)) call(flags.to)
   if (frame.type === 'agentJoined' && frame.agent === flags.to && !peer) call(flags.to)
-  if (frame.type === 'error') fail(`${frame.code}: ${frame.message}`)
+  if (frame.type === 'error') throw new Error(`${frame.code}: ${frame.message}`)
   if (frame.type === 'offer' && !peer) connect(frame.from)
   if (!peer || frame.from !== peer) return
   if (frame.type === 'offer' || frame.type === 'answer') connection.setRemoteDescription(allowed(frame.sdp), frame.type)
@@ -64,19 +78,20 @@ function connect(agent) {
   connection.onGatheringStateChange((state) => {
     if (state === 'complete') signal({ type: 'iceCandidate', to: peer, candidate: null })
   })
-  connection.onStateChange((state) => state === 'failed' && fail('no path to the other agent'))
+  connection.onStateChange((state) => state === 'failed' && fail(new Error('no path to the other agent')))
   connection.onDataChannel(talk)
 }
 
 async function talk(channel) {
   // Created here or announced by the other agent, the channel bears the name of its kind.
-  inbox = new Inbox({ lossy: channel.getLabel() === 'lossy' })
+  const lossy = channel.getLabel() === 'lossy'
+  inbox = new Inbox({ lossy })
   const released = new Promise((resolve) => (release = resolve))
   channel.onMessage((data) => inbox.take(data))
   await new Promise((resolve) => channel.onOpen(resolve))
   const opened_ms = Date.now() - offered
   const pair = connection.getSelectedCandidatePair()
-  await sendAll(writer(channel), { messages, size, blob })
+  await sendAll(writer(channel), { messages, size, blob, lossy })
   signal({ type: 'message', to: peer, payload: { messages, blob } })
   await inbox.complete
   signal({ type: 'bye', to: peer })
@@ -115,7 +130,11 @@ function nativeServers({ urls, username, credential }) {
     return scheme === 'stun' ? server : { ...server, username, password: credential, relayType: 'TurnUdp' }
   })
 }
-function signal(frame) { socket.send(JSON.stringify(frame)) }
+
+function signal(frame) {
+  socket.send(JSON.stringify(frame))
+}
+
 function getJson(path) {
   return new Promise((resolve, reject) => {
     https.get(new URL(path, url), tls, async (response) => {
@@ -126,5 +145,15 @@ function getJson(path) {
     }).on('error', reject)
   })
 }
-function fail(why) { console.error(why); finish(1) }
-function finish(code) { process.exitCode = code; socket.removeAllListeners('close'); socket.close(); connection?.close(); cleanup() }
+
+function fail(error) {
+  console.error(error.message)
+  finish(1)
+}
+
+function finish(code) {
+  process.exitCode = code
+  connection?.close()
+  cleanup()
+  socket.close()
+}
