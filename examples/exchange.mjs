@@ -32,20 +32,16 @@ function chunk(at, length) {
 
 /** Takes what arrives. `complete` resolves once all the other side has `announced` is here, or will not come. */
 export class Inbox {
+  lossy = false
   #numbers = new Set()
   #last = -1
   #inOrder = true
   #blob = 0
   #intact = true
-  #lossy
   #announced
   #quiet
   #resolve
   complete = new Promise((resolve) => (this.#resolve = resolve))
-
-  constructor({ lossy = false } = {}) {
-    this.#lossy = lossy
-  }
 
   /** One message off the channel: a string, or bytes of the blob. */
   take(data) {
@@ -68,7 +64,7 @@ export class Inbox {
   /** Whether all came as the channel promises it. */
   get sound() {
     const { received, in_order, blob_ok } = this.summary
-    return this.#intact && (this.#lossy || (received === this.#announced?.messages && blob_ok))
+    return this.#intact && (this.lossy || (received === this.#announced?.messages && blob_ok))
   }
 
   #takeMessage(text) {
@@ -91,6 +87,6 @@ export class Inbox {
     const { messages, blob } = this.#announced
     clearTimeout(this.#quiet)
     if (this.#numbers.size >= messages && this.#blob >= blob) this.#resolve()
-    else if (this.#lossy) this.#quiet = setTimeout(this.#resolve, QUIET)
+    else if (this.lossy) this.#quiet = setTimeout(this.#resolve, QUIET)
   }
 }

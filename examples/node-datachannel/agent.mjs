@@ -1,33 +1,17 @@
 #!/usr/bin/env node
 // An agent on node-datachannel. Told only Halfway's URL and a token, it opens a data channel to another agent.
-import { readFileSync } from 'node:fs'
-import https from 'node:https'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { parseArgs } from 'node:util'
 import { cleanup, PeerConnection } from 'node-datachannel'
 import WebSocket from 'ws'
+import { commandLine, fetchIce, pairFlags } from '../cli.mjs'
 import { Inbox, sendAll } from '../exchange.mjs'
 
-const { values: flags, positionals } = parseArgs({
-  allowPositionals: true,
-  options: {
-    token: { type: 'string' },
-    ca: { type: 'string' },
-    to: { type: 'string' },
-    'relay-only': { type: 'boolean', default: false },
-    channel: { type: 'string', default: 'ordered' },
-    messages: { type: 'string', default: '10' },
-    size: { type: 'string', default: '1024' },
-    blob: { type: 'string', default: '0' },
-  },
-})
-const [url] = positionals
+const { url, tls, flags, relayOnly } = commandLine(pairFlags)
 const [messages, size, blob] = [flags.messages, flags.size, flags.blob].map(Number)
-const tls = { ca: flags.ca && readFileSync(flags.ca), headers: { authorization: `Bearer ${flags.token}` } }
 const reliability = { ordered: {}, unordered: { unordered: true }, lossy: { unordered: true, maxRetransmits: 0 } }
-const HIGH_WATER = 1024 * 1024
+const HIGH_WATER = 256 * 1024
 
-const ice = await getJson('/v1/ice')
+const ice = await fetchIce(url, tls)
 const socket = new WebSocket(new URL('/v1/ws', url), 'halfway.v1', tls)
 let handled = Promise.resolve()
 socket.on('open', () => signal({ type: 'hello', card: { name: 'node-datachannel' } }))
@@ -41,10 +25,12 @@ socket.on('close', (code) => {
   process.exit(process.exitCode ?? 1)
 })
 
-let peer, connection, offered, inbox, release
+const inbox = new Inbox()
+let peer, connection, offered, release
+const released = new Promise((resolve) => (release = resolve))
 
-// Whoever offers starts its checks after the one who answers: then its own get through first. The other way about, the
-// answering side would begin DTLS with a side that does not listen yet, and try again a second later.
+// Whoever offers starts its checks last, and so is connected first. The other way about, the answering side would begin
+// DTLS with one that does not listen yet, and try again a second later.
 function hold({ type }) {
   if (flags.to && ['answer', 'iceCandidate'].includes(type)) return sleep(150)
 }
@@ -84,14 +70,12 @@ function connect(agent) {
 
 async function talk(channel) {
   // Created here or announced by the other agent, the channel bears the name of its kind.
-  const lossy = channel.getLabel() === 'lossy'
-  inbox = new Inbox({ lossy })
-  const released = new Promise((resolve) => (release = resolve))
+  inbox.lossy = channel.getLabel() === 'lossy'
   channel.onMessage((data) => inbox.take(data))
   await new Promise((resolve) => channel.onOpen(resolve))
   const opened_ms = Date.now() - offered
   const pair = connection.getSelectedCandidatePair()
-  await sendAll(writer(channel), { messages, size, blob, lossy })
+  await sendAll(writer(channel), { messages, size, blob, lossy: inbox.lossy })
   signal({ type: 'message', to: peer, payload: { messages, blob } })
   await inbox.complete
   signal({ type: 'bye', to: peer })
@@ -115,7 +99,7 @@ function writer(channel) {
 // libjuice has no relay-only mode (its policy hides candidates, but checks still leave from the host's own socket):
 // an agent that neither tells nor hears of any but relayed candidates has no other path to find.
 function mayUse(candidate) {
-  return !flags['relay-only'] || / typ relay\b/.test(candidate)
+  return !relayOnly || / typ relay\b/.test(candidate)
 }
 
 function allowed(sdp) {
@@ -124,7 +108,7 @@ function allowed(sdp) {
 
 /** The form that takes user and password as they are; libjuice knows TURN over UDP only. */
 function nativeServers({ urls, username, credential }) {
-  const parts = urls.map((url) => /^(stun|turn):(.+?)(?::(\d+))?(?:\?transport=udp)?$/.exec(url)).filter(Boolean)
+  const parts = urls.map((url) => /^(stun|turn):([^?]+?)(?::(\d+))?(?:\?transport=udp)?$/.exec(url)).filter(Boolean)
   return parts.map(([, scheme, host, port = 3478]) => {
     const server = { hostname: host.replace(/[[\]]/g, ''), port: Number(port) }
     return scheme === 'stun' ? server : { ...server, username, password: credential, relayType: 'TurnUdp' }
@@ -133,17 +117,6 @@ function nativeServers({ urls, username, credential }) {
 
 function signal(frame) {
   socket.send(JSON.stringify(frame))
-}
-
-function getJson(path) {
-  return new Promise((resolve, reject) => {
-    https.get(new URL(path, url), tls, async (response) => {
-      let body = ''
-      for await (const part of response.setEncoding('utf8')) body += part
-      if (response.statusCode === 200) resolve(JSON.parse(body))
-      else reject(new Error(`GET ${path}: ${response.statusCode} ${body}`))
-    }).on('error', reject)
-  })
 }
 
 function fail(error) {
