@@ -1,1 +1,264 @@
 //! Builds and joins all parts; the one place that knows everybody.
+//!
+//! Start: keys, addresses, listeners, then `ready`. Stop: nobody new, tell the agents, wait, end.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
+};
+
+use crate::{
+    clock,
+    commands::quick_start::QuickStart,
+    config::Config,
+    credentials::{
+        keyring::{InstanceSecret, Purpose},
+        token::{AgentId, NewToken, Room, Scopes, TokenKeys},
+        turn_rest::TurnSecrets,
+    },
+    data_dir::DataDir,
+    host::{Host, Relays, cannot_listen},
+    http::{
+        self, Front,
+        ice::{IceOffer, ice_list},
+    },
+    metrics,
+    relay::{Relay, RelayConfig},
+    systemd,
+    tls::{Certificate, self_signed},
+    turn::{
+        nonce::Nonces,
+        policy::{LivePorts, Policy},
+        quota::Quotas,
+    },
+};
+
+/// How often a draining instance looks whether it may end.
+const DRAIN_LOOK: Duration = Duration::from_millis(200);
+
+/// Runs the appliance until it is told to stop.
+///
+/// # Errors
+/// One line for people.
+pub fn serve(config: Config) -> Result<(), String> {
+    raise_descriptor_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start: {error}"))?;
+    let outcome = runtime.block_on(run(&config));
+    // Connections that outlived the drain are cut, not waited for.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn run(config: &Config) -> Result<(), String> {
+    let mut stop = Stop::new()?;
+    let host = Host::look().map_err(|error| format!("cannot list this host's addresses: {error}"))?;
+    let relays = Relays::resolve(&host, &config.turn.relay_ips, &config.public_ips);
+    relays.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    let keys = Keys::of(config, &relays)?;
+
+    let public = bind(&config.http.listen, "HTTPS", "--http-listen")?;
+    let admin = bind(&config.admin.listen, "the operator (/metrics)", "admin.listen")?;
+    let (https_at, admin_at) = (addresses(&public), addresses(&admin));
+    let policy = policy(config, &host, &relays, [&https_at[..], &admin_at].concat());
+    let relay = Arc::new(Relay::start(relay_config(config, &keys, policy))?);
+    let offer = offer(config, &relays, relay.listening());
+
+    let ready = Arc::new(AtomicBool::new(true));
+    let front = Front::new(config, keys.tokens.clone(), keys.turn.clone(), offer.clone(), Arc::clone(&ready));
+    let numbers = (Arc::clone(&relay), Arc::clone(&front));
+    let metrics: http::Metrics =
+        Arc::new(move || metrics::page(&numbers.0.counters(), &numbers.1.counters()));
+    let tls = Arc::clone(&keys.certificate.config);
+    let (shutdown, down) = watch::channel(false);
+    let serving = tokio::spawn(http::serve(Arc::clone(&front), public, tls, down));
+    tokio::spawn(http::serve_admin(front, admin, metrics));
+
+    tracing::info!(https = %list(&https_at), turn = %list(relay.listening()), admin = %list(&admin_at), "ready");
+    systemd::ready();
+    quick_start(config, &keys, &offer, https_at[0]);
+
+    stop.asked().await;
+    systemd::stopping();
+    tracing::info!("draining for {} at most", humantime::format_duration(config.drain_timeout));
+    ready.store(false, Ordering::Relaxed);
+    relay.drain();
+    // Whoever could hear this has ended: nothing is left to be told.
+    let _ = shutdown.send(true);
+    let idle = async {
+        let _ = serving.await;
+        while relay.counters().allocations > 0 {
+            tokio::time::sleep(DRAIN_LOOK).await;
+        }
+    };
+    tokio::select! {
+        () = idle => {}
+        () = tokio::time::sleep(config.drain_timeout) => tracing::info!("the drain timeout is over"),
+        () = stop.asked() => tracing::info!("told to stop again: not waiting any longer"),
+    }
+    Ok(())
+}
+
+/// SIGTERM, or Ctrl-C.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn new() -> Result<Self, String> {
+        let take = |kind| signal(kind).map_err(|error| format!("cannot take signals: {error}"));
+        Ok(Self { terminate: take(SignalKind::terminate())?, interrupt: take(SignalKind::interrupt())? })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// What the instance keeps secret, and shows.
+struct Keys {
+    instance: InstanceSecret,
+    turn: TurnSecrets,
+    tokens: TokenKeys,
+    certificate: Certificate,
+    /// What an agent on this host has to trust, if nobody else vouches for it.
+    self_signed: Option<PathBuf>,
+}
+
+impl Keys {
+    fn of(config: &Config, relays: &Relays) -> Result<Self, String> {
+        let data_dir = DataDir::new(&config.data_dir);
+        let instance = data_dir.secret_or_new().map_err(|error| error.to_string())?;
+        let same = || Ok::<_, String>(instance.clone());
+        let (turn, tokens) = (config.credentials.turn_secrets(same)?, config.auth.token_keys(same)?);
+        let certificate = match &config.http.certificate {
+            Some((cert, key)) => Certificate::from_files(cert, key)?,
+            None => {
+                let public: Vec<IpAddr> = relays.addresses.iter().map(|relay| relay.public).collect();
+                let names = self_signed::names(config.public_host.as_deref(), &public);
+                data_dir.certificate(clock::now(), &names).map_err(|error| error.to_string())?
+            }
+        };
+        let self_signed = certificate.self_signed.then(|| match &config.http.certificate {
+            Some((cert, _)) => cert.clone(),
+            None => config.data_dir.join("cert.pem"),
+        });
+        Ok(Self { instance, turn, tokens, certificate, self_signed })
+    }
+}
+
+fn policy(config: &Config, host: &Host, relays: &Relays, listeners: Vec<SocketAddr>) -> Policy {
+    Policy {
+        relays: relays.addresses.clone(),
+        own_addresses: host.addresses.clone(),
+        listeners,
+        allow: config.turn.allow_peers.clone(),
+        deny: config.turn.deny_peers.clone(),
+        denied: config.turn.denied_peers,
+        live: LivePorts::new(relays.addresses.len()),
+    }
+}
+
+fn relay_config(config: &Config, keys: &Keys, policy: Policy) -> RelayConfig {
+    RelayConfig {
+        listen: config.turn.listen.clone(),
+        shards: config.turn.shards,
+        ports: config.turn.relay_ports.clone(),
+        policy,
+        quotas: Quotas::new(config.turn.allocations_per_agent, config.turn.allocations_total),
+        realm: config.turn.realm.clone(),
+        secrets: keys.turn.clone(),
+        nonces: Nonces::new(&keys.instance.derive(Purpose::Nonce)),
+    }
+}
+
+/// What is really served, and so what ICE lists may name.
+fn offer(config: &Config, relays: &Relays, turn: &[SocketAddr]) -> IceOffer {
+    let mut turn_udp_ports: Vec<u16> = turn.iter().map(SocketAddr::port).collect();
+    turn_udp_ports.sort_unstable();
+    turn_udp_ports.dedup();
+    IceOffer {
+        public_host: config.public_host.clone(),
+        public_ips: relays.addresses.iter().map(|relay| relay.public).collect(),
+        turn_udp_ports,
+        default_ttl: config.credentials.ttl,
+        max_ttl: config.credentials.max_ttl,
+    }
+}
+
+fn quick_start(config: &Config, keys: &Keys, offer: &IceOffer, https: SocketAddr) {
+    let Some(first) = offer.public_ips.first().copied() else { return };
+    let host = offer.host_for(first, first);
+    let agent = AgentId::parse("agent-1").expect("within the alphabet of agent ids");
+    let hour = Duration::from_secs(3_600);
+    let now = clock::now();
+    let new =
+        NewToken { agent, room: Room::main(), scopes: Scopes::default(), ttl: hour.min(config.auth.max_ttl) };
+    let token = keys.tokens.mint(now, &new);
+    let list = ice_list(offer, &keys.turn, now, new.agent.as_str(), hour, &host);
+    let ice_urls: Vec<String> = list.ice_servers.into_iter().flat_map(|server| server.urls).collect();
+    let start = QuickStart {
+        https: &format!("{host}:{}", https.port()),
+        ice_urls: &ice_urls,
+        token: &token,
+        agent: new.agent.as_str(),
+        self_signed: keys.self_signed.as_deref(),
+    };
+    start.print_on_terminal();
+}
+
+fn bind(listen: &[SocketAddr], what: &str, setting: &str) -> Result<Vec<TcpListener>, String> {
+    let bind = |at: &SocketAddr| bind_tcp(*at).map_err(|error| cannot_listen(what, *at, setting, &error));
+    listen.iter().map(bind).collect()
+}
+
+fn bind_tcp(at: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(at), Type::STREAM, Some(Protocol::TCP))?;
+    if at.is_ipv6() {
+        // `[::]` is for both families, as everywhere in the configuration.
+        socket.set_only_v6(!at.ip().is_unspecified())?;
+    }
+    // A restart must not wait for the last connections' TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&at.into())?;
+    socket.listen(1_024)?;
+    TcpListener::from_std(socket.into())
+}
+
+fn addresses(listeners: &[TcpListener]) -> Vec<SocketAddr> {
+    listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+}
+
+fn list(addresses: &[SocketAddr]) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// Each allocation and each connection is a descriptor; the soft limit is for programs that use `select`.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!("cannot raise the limit of open files: {error}");
+    }
+}

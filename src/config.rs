@@ -1,12 +1,31 @@
 //! File, environment and flags resolved once into a [`Config`] with no "maybe" left.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    ops::RangeInclusive,
     path::PathBuf,
     time::Duration,
 };
 
 use ipnet::IpNet;
+
+use crate::{
+    credentials::{
+        keyring::{InstanceSecret, Purpose},
+        token::TokenKeys,
+        turn_rest::TurnSecrets,
+    },
+    signaling::limits::{HEARTBEAT, Limits, Rate},
+    tls,
+    turn::policy::DeniedPeers,
+};
+
+pub(crate) mod parse; // what one setting's text means
+mod source; // where a setting comes from, and what is wrong with it
+
+pub use source::{File, Overrides, Place, Problem};
+use source::{Reader, Value};
 
 /// All of it. Each part of the program gets the few values it needs from `app`.
 #[derive(Clone, Debug)]
@@ -43,12 +62,12 @@ pub struct Turn {
     pub listen: Vec<SocketAddr>,
     pub realm: String,
     pub relay_ips: Vec<IpAddr>,
-    pub relay_ports: std::ops::RangeInclusive<u16>,
+    pub relay_ports: RangeInclusive<u16>,
     /// Never 0: resolved to the number of cores.
     pub shards: usize,
     pub allow_peers: Vec<IpNet>,
     pub deny_peers: Vec<IpNet>,
-    pub denied_peers: crate::turn::policy::DeniedPeers,
+    pub denied_peers: DeniedPeers,
     pub allocations_per_agent: u32,
     pub allocations_total: u32,
 }
@@ -56,7 +75,7 @@ pub struct Turn {
 #[derive(Clone, Debug)]
 pub struct Credentials {
     /// Empty: derived from the data dir's secret.
-    pub secrets: Vec<String>,
+    pub secrets: Vec<Secret>,
     pub ttl: Duration,
     pub max_ttl: Duration,
 }
@@ -64,18 +83,21 @@ pub struct Credentials {
 #[derive(Clone, Debug)]
 pub struct Auth {
     /// Empty: derived from the data dir's secret.
-    pub secrets: Vec<String>,
+    pub secrets: Vec<Secret>,
     pub max_ttl: Duration,
 }
 
 #[derive(Clone, Debug)]
 pub struct Signaling {
     pub resume_window: Duration,
+    /// `usize::MAX` where the file says 0, here and in the next ones.
     pub window_messages: usize,
     pub window_bytes: usize,
     pub max_frame: usize,
+    /// 0 is unlimited.
     pub messages_per_second: u32,
     pub burst: u32,
+    /// `usize::MAX` where the file says 0.
     pub presence_limit: usize,
 }
 
@@ -88,4 +110,484 @@ pub struct Admin {
 pub struct Log {
     pub filter: String,
     pub json: bool,
+}
+
+impl Credentials {
+    /// The secrets of TURN users: the configured ones, else the one derived from the instance's secret.
+    ///
+    /// # Errors
+    /// When the instance's secret is needed and cannot be had.
+    pub fn turn_secrets<E>(
+        &self,
+        secret: impl FnOnce() -> Result<InstanceSecret, E>,
+    ) -> Result<TurnSecrets, E> {
+        let configured = TurnSecrets::new(&self.secrets);
+        let derived = || Ok([secret()?.derive(Purpose::TurnRest)]);
+        configured.map_or_else(|| Ok(TurnSecrets::new(&derived()?).expect("one secret is enough")), Ok)
+    }
+}
+
+impl Auth {
+    /// The keys of agents' tokens: the configured ones, else the one derived from the instance's secret.
+    ///
+    /// # Errors
+    /// When the instance's secret is needed and cannot be had.
+    pub fn token_keys<E>(&self, secret: impl FnOnce() -> Result<InstanceSecret, E>) -> Result<TokenKeys, E> {
+        let configured: Vec<&[u8]> = self.secrets.iter().map(AsRef::as_ref).collect();
+        let keys = |secrets: &[&[u8]]| TokenKeys::new(secrets, self.max_ttl);
+        let derived = || Ok(secret()?.derive(Purpose::Token));
+        keys(&configured).map_or_else(|| Ok(keys(&[&derived()?]).expect("one secret is enough")), Ok)
+    }
+}
+
+impl Signaling {
+    /// The configured limits, and for the two that no one configures what a host of modest memory bears.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        Limits {
+            max_frame: self.max_frame,
+            window_messages: self.window_messages,
+            window_bytes: self.window_bytes,
+            resume_window: self.resume_window,
+            rate: Rate::new(self.messages_per_second, self.burst),
+            presence_limit: self.presence_limit,
+            heartbeat: HEARTBEAT,
+            agents: 250_000,
+            held_bytes: 256 << 20,
+        }
+    }
+}
+
+/// A configured secret: used as its UTF-8 bytes, never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl AsRef<[u8]> for Secret {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// What a configuration depends on beside what it says.
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    /// Where it is off, `[::]` means `0.0.0.0`.
+    pub ipv6: bool,
+    pub cores: usize,
+    /// `$STATE_DIRECTORY`.
+    pub state_directory: Option<PathBuf>,
+}
+
+/// Resolves everything, or says everything that is wrong.
+///
+/// # Errors
+/// Every problem, in the order of the file's lines.
+pub fn resolve(
+    file: Option<File>,
+    overrides: Overrides,
+    around: &Surroundings,
+) -> Result<Config, Vec<Problem>> {
+    let mut reader = Reader::new(file, overrides);
+    let config = Config {
+        data_dir: data_dir(&mut reader, around),
+        public_host: reader.text("public_host", parse::host).flatten(),
+        public_ips: reader.list("public_ips", parse::address).unwrap_or_default(),
+        drain_timeout: reader.flag_only("drain_timeout", parse::duration).unwrap_or(Duration::from_secs(30)),
+        http: http(&mut reader, around),
+        turn: turn(&mut reader, around),
+        credentials: credentials(&mut reader),
+        auth: auth(&mut reader),
+        signaling: signaling(&mut reader),
+        admin: admin(&mut reader, around),
+        log: log(&mut reader),
+    };
+    refuse_what_comes_later(&mut reader);
+    check_together(&mut reader, &config);
+    let problems = reader.finish();
+    if problems.is_empty() { Ok(config) } else { Err(problems) }
+}
+
+fn data_dir(reader: &mut Reader, around: &Surroundings) -> PathBuf {
+    reader
+        .text("data_dir", path)
+        .or_else(|| around.state_directory.clone())
+        .unwrap_or_else(|| PathBuf::from("./halfway-data"))
+}
+
+fn http(reader: &mut Reader, around: &Surroundings) -> Http {
+    Http {
+        listen: listen(reader, "http.listen", (Ipv6Addr::UNSPECIFIED, 8443).into(), around),
+        certificate: certificate(reader),
+        allowed_origins: reader.list("http.allowed_origins", parse::origin).unwrap_or_default(),
+        connections_per_address: limit(reader, "http.connections_per_address", 1000),
+        handshakes_per_second_per_address: limit(reader, "http.handshakes_per_second_per_address", 50),
+        connections_total: limit(reader, "http.connections_total", 0),
+    }
+}
+
+fn turn(reader: &mut Reader, around: &Surroundings) -> Turn {
+    let shards = reader.number("turn.shards", 0..=1024).and_then(|shards| usize::try_from(shards).ok());
+    Turn {
+        listen: listen(reader, "turn.listen", (Ipv6Addr::UNSPECIFIED, 3478).into(), around),
+        realm: reader.text("turn.realm", parse::realm).unwrap_or_else(|| "halfway".to_owned()),
+        relay_ips: reader.list("turn.relay_ips", parse::address).unwrap_or_default(),
+        relay_ports: reader.text("turn.relay_ports", parse::ports).unwrap_or(49152..=65535),
+        shards: shards.filter(|&shards| shards != 0).unwrap_or(around.cores),
+        allow_peers: reader.list("turn.allow_peers", parse::network).unwrap_or_default(),
+        deny_peers: reader.list("turn.deny_peers", parse::network).unwrap_or_default(),
+        denied_peers: reader.text("turn.denied_peers", parse::denied_peers).unwrap_or(DeniedPeers::Refuse),
+        allocations_per_agent: limit(reader, "turn.allocations_per_agent", 16),
+        allocations_total: limit(reader, "turn.allocations_total", 0),
+    }
+}
+
+fn credentials(reader: &mut Reader) -> Credentials {
+    let secrets = reader.list("credentials.secrets", |text| parse::secret(text, 16)).unwrap_or_default();
+    let ttl = reader.text("credentials.ttl", parse::lifetime);
+    let max_ttl = reader.text("credentials.max_ttl", parse::lifetime).unwrap_or(24 * HOUR);
+    if ttl.is_some_and(|ttl| ttl > max_ttl) {
+        reader.problem("credentials.ttl", "is longer than credentials.max_ttl");
+    }
+    // A lower maximum alone is no contradiction: nobody asked for the default.
+    Credentials { secrets, ttl: ttl.unwrap_or(HOUR.min(max_ttl)), max_ttl }
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn auth(reader: &mut Reader) -> Auth {
+    Auth {
+        secrets: reader.list("auth.secrets", |text| parse::secret(text, 32)).unwrap_or_default(),
+        max_ttl: reader.text("auth.max_ttl", parse::lifetime).unwrap_or(366 * 24 * HOUR),
+    }
+}
+
+fn signaling(reader: &mut Reader) -> Signaling {
+    Signaling {
+        resume_window: reader
+            .text("signaling.resume_window", parse::duration)
+            .unwrap_or(Duration::from_secs(60)),
+        window_messages: size(reader, "signaling.window_messages", 256),
+        window_bytes: size(reader, "signaling.window_bytes", 262_144),
+        max_frame: size(reader, "signaling.max_frame", 65_536),
+        messages_per_second: limit(reader, "signaling.messages_per_second", 50),
+        burst: limit(reader, "signaling.burst", 200),
+        presence_limit: size(reader, "signaling.presence_limit", 256),
+    }
+}
+
+fn admin(reader: &mut Reader, around: &Surroundings) -> Admin {
+    let listen =
+        reader.list("admin.listen", |text| parse::listen(text).map(|listen| without_ipv6(listen, around)));
+    Admin { listen: listen.unwrap_or_else(|| vec![(Ipv4Addr::LOCALHOST, 9478).into()]) }
+}
+
+fn log(reader: &mut Reader) -> Log {
+    Log {
+        filter: reader.text("log.filter", parse::log_filter).unwrap_or_else(|| "info".to_owned()),
+        json: reader.text("log.format", parse::log_format).unwrap_or(false),
+    }
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "the shape of every reading of a text")]
+fn path(text: &str) -> Result<PathBuf, String> {
+    Ok(PathBuf::from(text))
+}
+
+fn listen(
+    reader: &mut Reader,
+    key: &'static str,
+    default: SocketAddr,
+    around: &Surroundings,
+) -> Vec<SocketAddr> {
+    let given = reader.filled_list(key, parse::listen).unwrap_or_else(|| vec![default]);
+    given.into_iter().map(|listen| without_ipv6(listen, around)).collect()
+}
+
+fn without_ipv6(listen: SocketAddr, around: &Surroundings) -> SocketAddr {
+    if listen.ip() == Ipv6Addr::UNSPECIFIED && !around.ipv6 {
+        (Ipv4Addr::UNSPECIFIED, listen.port()).into()
+    } else {
+        listen
+    }
+}
+
+/// One without the other is a problem; both are read here, so that what is wrong with them is known before the start.
+fn certificate(reader: &mut Reader) -> Option<(PathBuf, PathBuf)> {
+    let given = |path: Option<PathBuf>| path.filter(|path| !path.as_os_str().is_empty());
+    let cert = given(reader.text("http.cert", path));
+    let key = given(reader.text("http.key", path));
+    let Some((cert, key)) = cert.clone().zip(key.clone()) else {
+        match (cert, key) {
+            (Some(_), None) => reader.problem("http.cert", "is given without http.key"),
+            (None, Some(_)) => reader.problem("http.key", "is given without http.cert"),
+            _ => {}
+        }
+        return None;
+    };
+    let cert_pem = read(reader, "http.cert", &cert);
+    let key_pem = read(reader, "http.key", &key);
+    if let (Some(cert_pem), Some(key_pem)) = (cert_pem, key_pem)
+        && let Err(error) = tls::server_config(&cert_pem, &key_pem)
+    {
+        let at = if error.is_of_key() { "http.key" } else { "http.cert" };
+        reader.problem(at, error.to_string());
+    }
+    Some((cert, key))
+}
+
+fn read(reader: &mut Reader, key: &'static str, path: &std::path::Path) -> Option<Vec<u8>> {
+    let read = std::fs::read(path);
+    read.map_err(|error| reader.problem(key, format!("{} cannot be read: {error}", path.display()))).ok()
+}
+
+/// A count of which 0 is "unlimited".
+fn limit(reader: &mut Reader, key: &'static str, default: u32) -> u32 {
+    reader.number(key, 0..=u32::MAX.into()).and_then(|limit| u32::try_from(limit).ok()).unwrap_or(default)
+}
+
+/// A size whose 0 is resolved: nothing is larger than `usize::MAX`.
+fn size(reader: &mut Reader, key: &'static str, default: u32) -> usize {
+    match limit(reader, key, default) {
+        0 => usize::MAX,
+        limit => limit as usize,
+    }
+}
+
+/// Known, so that a file written for a later version is understood; refused, so that nothing is silently ignored.
+fn refuse_what_comes_later(reader: &mut Reader) {
+    let text = |text: &str| Value::Text(text.to_owned());
+    let empty = || Value::List(Vec::new());
+    for (key, default) in [
+        ("http.acme.domains", empty()),
+        ("http.acme.email", text("")),
+        ("http.acme.directory", text("https://acme-v02.api.letsencrypt.org/directory")),
+        ("http.acme.http_listen", text("[::]:80")),
+        ("turn.tls_listen", empty()),
+        ("turn.xdp", text("off")),
+        ("turn.bytes_per_second_per_agent", Value::Number(0)),
+        ("turn.unauthenticated_per_second", Value::Number(100)),
+        ("turn.peer_policy", text("open")),
+        ("auth.jwks", text("")),
+        ("auth.issuer", text("")),
+        ("auth.audience", text("")),
+        ("signaling.peerjs", Value::Boolean(false)),
+        ("cluster.nats", empty()),
+        ("cluster.node", text("")),
+    ] {
+        reader.not_yet(key, &default);
+    }
+}
+
+/// What can only be seen by looking at several settings.
+fn check_together(reader: &mut Reader, config: &Config) {
+    refuse_twice(reader, "public_ips", &config.public_ips);
+    refuse_twice(reader, "turn.relay_ips", &config.turn.relay_ips);
+    refuse_twice(reader, "turn.listen", &fixed(&config.turn.listen));
+    refuse_twice(reader, "http.listen", &fixed(&config.http.listen));
+    refuse_twice(reader, "admin.listen", &fixed(&config.admin.listen));
+    if let Some(taken) = fixed(&config.admin.listen).iter().find(|listen| config.http.listen.contains(listen))
+    {
+        reader.problem("admin.listen", format!("{taken} is taken by http.listen"));
+    }
+    check_pairs(reader, config, "IPv4", IpAddr::is_ipv4);
+    check_pairs(reader, config, "IPv6", IpAddr::is_ipv6);
+}
+
+/// The n-th relay address of a family is the n-th public one to its peers.
+fn check_pairs(reader: &mut Reader, config: &Config, family: &str, is_family: fn(&IpAddr) -> bool) {
+    let count = |addresses: &[IpAddr]| addresses.iter().filter(|address| is_family(address)).count();
+    let (relays, publics) = (count(&config.turn.relay_ips), count(&config.public_ips));
+    if relays != 0 && publics != 0 && relays != publics {
+        let what = format!("{relays} of {family}, but public_ips has {publics}: each needs one of its own");
+        reader.problem("turn.relay_ips", what);
+    }
+}
+
+/// Port 0 is another port each time.
+fn fixed(listen: &[SocketAddr]) -> Vec<SocketAddr> {
+    listen.iter().copied().filter(|listen| listen.port() != 0).collect()
+}
+
+fn refuse_twice<T: PartialEq + fmt::Display>(reader: &mut Reader, key: &'static str, list: &[T]) {
+    let twice = list.iter().enumerate().find(|(index, entry)| list[..*index].contains(entry));
+    if let Some((_, entry)) = twice {
+        reader.problem(key, format!("{entry} is there twice"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        path::{Path, PathBuf},
+        time::Duration,
+    };
+
+    use super::{Config, File, Overrides, Place, Surroundings, resolve};
+
+    const AROUND: Surroundings = Surroundings { ipv6: true, cores: 3, state_directory: None };
+
+    fn read(text: &str) -> Result<Config, String> {
+        let lines =
+            |problems: Vec<super::Problem>| problems.iter().map(|problem| format!("{problem}\n")).collect();
+        let file = File::parse(Path::new("h.toml"), text).map_err(lines)?;
+        resolve(Some(file), Overrides::default(), &AROUND).map_err(lines)
+    }
+
+    #[track_caller]
+    fn refused(text: &str, expected: &str) {
+        assert_eq!(read(text).unwrap_err(), format!("{expected}\n"), "{text}");
+    }
+
+    #[test]
+    fn nothing_at_all_is_a_configuration() {
+        let config = resolve(None, Overrides::default(), &AROUND).unwrap();
+        assert_eq!(config.data_dir, PathBuf::from("./halfway-data"));
+        assert_eq!(config.http.listen, ["[::]:8443".parse().unwrap()]);
+        assert_eq!(config.turn.listen, ["[::]:3478".parse().unwrap()]);
+        assert_eq!(config.admin.listen, ["127.0.0.1:9478".parse().unwrap()]);
+        assert_eq!((config.turn.realm.as_str(), config.turn.relay_ports), ("halfway", 49152..=65535));
+        assert_eq!((config.turn.shards, config.turn.allocations_per_agent), (3, 16));
+        assert_eq!(config.credentials.ttl, Duration::from_secs(3600));
+        assert_eq!((config.log.filter.as_str(), config.log.json), ("info", false));
+    }
+
+    #[test]
+    fn without_ipv6_any_address_is_any_ipv4_address() {
+        let around = Surroundings { ipv6: false, ..AROUND };
+        let config = resolve(None, Overrides::default(), &around).unwrap();
+        assert_eq!(config.turn.listen, ["0.0.0.0:3478".parse().unwrap()]);
+        assert_eq!(config.http.listen, ["0.0.0.0:8443".parse().unwrap()]);
+    }
+
+    #[test]
+    fn a_flag_replaces_what_the_file_says() {
+        let file = File::parse(Path::new("h.toml"), "public_ips = ['192.0.2.1', '192.0.2.2']").unwrap();
+        let mut flags = Overrides::default();
+        flags.set("public_ips", Place::Flag("--public-ip".into()), vec!["192.0.2.9".into()]);
+        flags.set("turn.relay_ports", Place::Environment("HALFWAY_RELAY_PORTS".into()), vec!["1-2".into()]);
+        flags.set("log.filter", Place::Environment("HALFWAY_LOG".into()), vec![String::new()]);
+        let config = resolve(Some(file), flags, &AROUND).unwrap();
+        assert_eq!(config.public_ips, ["192.0.2.9".parse::<std::net::IpAddr>().unwrap()]);
+        assert_eq!((config.turn.relay_ports, config.log.filter.as_str()), (1..=2, "info"));
+    }
+
+    #[test]
+    fn a_problem_of_a_flag_names_the_flag() {
+        let mut flags = Overrides::default();
+        flags.set("turn.relay_ports", Place::Flag("--relay-ports".into()), vec!["9-1".into()]);
+        let problems = resolve(None, flags, &AROUND).unwrap_err();
+        let expected = r#"--relay-ports: "9-1" is the wrong way round: the lower port comes first"#;
+        assert_eq!(problems.iter().map(ToString::to_string).collect::<Vec<_>>(), [expected]);
+    }
+
+    #[test]
+    fn every_problem_has_its_line() {
+        refused("\n[turn]\nrealm = 7", "h.toml:3: turn.realm: must be a string, in quotes");
+        refused(
+            "public_ips = [\n  '192.0.2.1',\n  'x',\n]",
+            r#"h.toml:3: public_ips: "x" is not an IP address"#,
+        );
+        refused("http.lisen = []", "h.toml:1: http.lisen: unknown key");
+        refused(
+            "relay_ports = '1-2'",
+            "h.toml:1: relay_ports: unknown key; did you mean `turn.relay_ports`?",
+        );
+        refused("'turn.realm' = 'x'", r#"h.toml:1: "turn.realm": unknown key"#);
+        refused("[new]\na = 1\nb = 2", "h.toml:1: new: unknown key");
+        refused("http = 1", "h.toml:1: http: must be a table: [http]");
+        refused("[[http]]\nlisten = []", "h.toml:1: http: must be a table: [http]");
+        refused("turn.listen = []", "h.toml:1: turn.listen: needs one entry at least");
+        refused("turn.shards = -1", "h.toml:1: turn.shards: must be a whole number from 0 to 1024");
+        refused("turn.shards = 'all'", "h.toml:1: turn.shards: must be a whole number from 0 to 1024");
+        refused("drain_timeout = '1s'", "h.toml:1: drain_timeout: unknown key");
+    }
+
+    #[test]
+    fn secrets_are_strong_and_not_repeated() {
+        refused(
+            "credentials.secrets = ['hunter2']",
+            "h.toml:1: credentials.secrets: a secret of 7 bytes is too weak: 16 bytes at least",
+        );
+        refused(
+            "[auth]\nsecrets = [\n'0123456789abcdef0123456789abcdef',\n'0123456789abcdef']",
+            "h.toml:4: auth.secrets: a secret of 16 bytes is too weak: 32 bytes at least",
+        );
+        let config = read("credentials.secrets = ['0123456789abcdef']").unwrap();
+        assert!(!format!("{config:?}").contains("0123456789abcdef"));
+    }
+
+    #[test]
+    fn settings_fit_together() {
+        refused(
+            "credentials = { ttl = '2h', max_ttl = '1h' }",
+            "h.toml:1: credentials.ttl: is longer than credentials.max_ttl",
+        );
+        assert_eq!(read("credentials.max_ttl = '60s'").unwrap().credentials.ttl, Duration::from_secs(60));
+        refused("http.cert = 'a.pem'", "h.toml:1: http.cert: is given without http.key");
+        refused("\nhttp.key = 'a.pem'", "h.toml:2: http.key: is given without http.cert");
+        refused(
+            "public_ips = ['192.0.2.1']\nturn.relay_ips = ['10.0.0.1', '10.0.0.2']",
+            "h.toml:2: turn.relay_ips: 2 of IPv4, but public_ips has 1: each needs one of its own",
+        );
+        assert!(read("public_ips = ['192.0.2.1']\nturn.relay_ips = ['10.0.0.1', 'fd00::2']").is_ok());
+        refused("public_ips = ['::1', '0::1']", "h.toml:1: public_ips: ::1 is there twice");
+        refused("admin.listen = ['[::]:8443']", "h.toml:1: admin.listen: [::]:8443 is taken by http.listen");
+        assert!(read("http.listen = ['127.0.0.1:0', '127.0.0.1:0']\nadmin.listen = ['127.0.0.1:0']").is_ok());
+    }
+
+    #[test]
+    fn what_comes_later_is_known_and_refused() {
+        let defaults = "http.acme.domains = []\nturn.xdp = 'off'\nturn.bytes_per_second_per_agent = 0\n\
+            signaling.peerjs = false\ncluster.nats = []\nauth.jwks = ''\nturn.peer_policy = 'open'";
+        assert!(read(defaults).is_ok());
+        refused(
+            "turn.xdp = 'auto'",
+            r#"h.toml:1: turn.xdp: is not supported by this version: leave it out, or at "off""#,
+        );
+        refused(
+            "cluster.nats = ['nats://a:4222']",
+            "h.toml:1: cluster.nats: is not supported by this version: leave it out, or at []",
+        );
+        refused(
+            "signaling.peerjs = 1",
+            "h.toml:1: signaling.peerjs: is not supported by this version: leave it out, or at false",
+        );
+    }
+
+    #[test]
+    fn all_problems_are_said_at_once() {
+        let problems =
+            read("[log]\nformat = 'xml'\n[turn]\nallow_peers = ['a', '::/0', 'b']\nx = 1").unwrap_err();
+        let lines: Vec<_> =
+            problems.lines().map(|line| line.split(": ").take(2).collect::<Vec<_>>().join(" ")).collect();
+        assert_eq!(
+            lines,
+            [
+                "h.toml:2 log.format",
+                "h.toml:4 turn.allow_peers",
+                "h.toml:4 turn.allow_peers",
+                "h.toml:5 turn.x"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_no_toml_is_refused_with_its_line() {
+        let problems = read("a = 1\na = 2\n[b\n").unwrap_err();
+        let places: Vec<_> = problems.lines().map(|line| line.split(' ').next().unwrap()).collect();
+        assert_eq!(places, ["h.toml:2:", "h.toml:3:"], "{problems}");
+    }
+
+    #[test]
+    fn zero_is_unlimited() {
+        let config = read("signaling = { max_frame = 0, presence_limit = 0, burst = 0 }").unwrap();
+        assert_eq!((config.signaling.max_frame, config.signaling.presence_limit), (usize::MAX, usize::MAX));
+        assert_eq!(config.signaling.burst, 0);
+    }
 }

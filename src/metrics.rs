@@ -1,1 +1,168 @@
-//! Every number exposed, with its meaning.
+//! Every number exposed at `/metrics`, with its meaning (OpenMetrics text). No label ever holds a name that a client
+//! chose.
+
+use prometheus_client::{
+    encoding::text,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+use crate::{
+    http,
+    signaling::{hub, refusal},
+    turn::{
+        counters::{Counters, Dropped, Traffic},
+        refusal::CODES,
+    },
+};
+
+/// One label with a value of ours.
+type Label = [(&'static str, String); 1];
+
+/// The whole page.
+#[must_use]
+pub fn page(relay: &Counters, http: &http::Counters) -> String {
+    let mut numbers = Numbers(Registry::with_prefix("halfway"));
+    numbers.relay(relay);
+    numbers.http(http);
+    numbers.signaling(&http.signaling);
+    let mut page = String::new();
+    text::encode(&mut page, &numbers.0).expect("a String takes all that is written to it");
+    page
+}
+
+struct Numbers(Registry);
+
+impl Numbers {
+    fn relay(&mut self, relay: &Counters) {
+        self.now("allocations", "TURN allocations alive", relay.allocations);
+        self.count("allocations_made", "TURN allocations ever made", relay.allocations_made);
+        self.count("bindings", "STUN Binding requests answered", relay.bindings);
+        let directions = |number: fn(&Traffic) -> u64| {
+            [("to_peer", number(&relay.to_peers)), ("to_client", number(&relay.to_clients))]
+        };
+        self.counts("relayed_bytes", "payload relayed", "direction", directions(|traffic| traffic.bytes));
+        self.counts(
+            "relayed_packets",
+            "datagrams relayed",
+            "direction",
+            directions(|traffic| traffic.packets),
+        );
+        let refusals = CODES.iter().map(ToString::to_string).zip(relay.refusals);
+        self.counts("refusals", "STUN error responses, by code", "code", refusals);
+        let drops = Dropped::ALL.iter().map(|why| why.name()).zip(relay.drops);
+        self.counts("dropped_packets", "datagrams that went nowhere, by reason", "reason", drops);
+    }
+
+    fn http(&mut self, http: &http::Counters) {
+        self.now("http_connections", "open connections on the public listeners", http.connections as u64);
+        self.count("http_requests", "HTTP requests", http.requests);
+        self.count("http_problems", "HTTP requests answered with an error", http.problems);
+        self.count("http_refused", "connections closed at once: too many, or too fast", http.refused);
+        self.count("http_handshakes_failed", "TLS handshakes failed or too slow", http.handshakes_failed);
+    }
+
+    fn signaling(&mut self, hub: &hub::Counters) {
+        self.now("agents", "agents with a session, connected or expected back", hub.agents as u64);
+        self.now("agent_connections", "agents' connections", hub.connections as u64);
+        self.now("rooms", "rooms with an agent in them", hub.rooms as u64);
+        self.now("held_bytes", "bytes of frames waiting or kept for replay", hub.held_bytes as u64);
+        let frames = [("in", hub.frames_in), ("out", hub.frames_out)];
+        self.counts("frames", "signaling frames, from agents and to them", "direction", frames);
+        self.count("frames_delivered", "routed frames put into a receiver's window", hub.delivered);
+        let errors = refusal::CODES.iter().zip(hub.errors);
+        self.counts("frame_errors", "error frames, by code", "code", errors);
+    }
+
+    fn now(&mut self, name: &str, meaning: &str, value: u64) {
+        let gauge: Gauge = Gauge::default();
+        gauge.set(value as i64);
+        self.0.register(name, meaning, gauge);
+    }
+
+    fn count(&mut self, name: &str, meaning: &str, value: u64) {
+        let counter: Counter = Counter::default();
+        counter.inc_by(value);
+        self.0.register(name, meaning, counter);
+    }
+
+    fn counts(
+        &mut self,
+        name: &str,
+        meaning: &str,
+        label: &'static str,
+        values: impl IntoIterator<Item = (impl ToString, u64)>,
+    ) {
+        let family = Family::<Label, Counter>::default();
+        for (value, count) in values {
+            family.get_or_create(&[(label, value.to_string())]).inc_by(count);
+        }
+        self.0.register(name, meaning, family);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::page;
+    use crate::turn::{
+        counters::{Counters, Dropped, Traffic},
+        refusal::Refusal,
+    };
+    use crate::{http, signaling::hub};
+
+    #[test]
+    fn every_number_is_on_the_page() {
+        let mut relay = Counters {
+            allocations: 11,
+            allocations_made: 12,
+            bindings: 13,
+            to_peers: Traffic { packets: 14, bytes: 15 },
+            to_clients: Traffic { packets: 16, bytes: 17 },
+            ..Counters::default()
+        };
+        relay.refused(&Refusal::AllocationMismatch);
+        relay.dropped(Dropped::NoChannel);
+        let mut http =
+            http::Counters { connections: 18, requests: 19, problems: 20, refused: 21, ..Default::default() };
+        http.handshakes_failed = 22;
+        http.signaling = hub::Counters {
+            connections: 23,
+            agents: 24,
+            rooms: 25,
+            held_bytes: 26,
+            frames_in: 27,
+            frames_out: 28,
+            delivered: 29,
+            errors: Default::default(),
+        };
+        http.signaling.errors[0] = 30;
+        let page = page(&relay, &http);
+        for line in [
+            "halfway_allocations 11",
+            "halfway_allocations_made_total 12",
+            "halfway_bindings_total 13",
+            "halfway_relayed_packets_total{direction=\"to_peer\"} 14",
+            "halfway_relayed_bytes_total{direction=\"to_peer\"} 15",
+            "halfway_relayed_packets_total{direction=\"to_client\"} 16",
+            "halfway_relayed_bytes_total{direction=\"to_client\"} 17",
+            "halfway_refusals_total{code=\"437\"} 1",
+            "halfway_refusals_total{code=\"401\"} 0",
+            "halfway_dropped_packets_total{reason=\"no_channel\"} 1",
+            "halfway_http_connections 18",
+            "halfway_http_requests_total 19",
+            "halfway_http_problems_total 20",
+            "halfway_http_refused_total 21",
+            "halfway_http_handshakes_failed_total 22",
+            "halfway_agent_connections 23",
+            "halfway_agents 24",
+            "halfway_rooms 25",
+            "halfway_held_bytes 26",
+            "halfway_frames_total{direction=\"in\"} 27",
+            "halfway_frames_total{direction=\"out\"} 28",
+            "halfway_frames_delivered_total 29",
+            "halfway_frame_errors_total{code=\"unauthorized\"} 30",
+        ] {
+            assert!(page.lines().any(|got| got == line), "no line {line} in\n{page}");
+        }
+    }
+}

@@ -1,7 +1,225 @@
 //! One file for each command; `serve` is `app`.
 
+use std::{
+    fmt::{self, Write as _},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, parser::ValueSource};
+
+use crate::{
+    app, clock,
+    config::{self, Config, File, Overrides, Place, Problem, Surroundings},
+    data_dir::DataDirError,
+    host::Host,
+    logging,
+};
+
+mod check; // says every problem of a configuration
+mod ice; // prints the ICE list offline
+pub mod quick_start; // what a terminal sees once `serve` is ready
+mod token; // prints an agent's token
+
+/// Where the configuration is looked for when nobody says.
+const DEFAULT_CONFIG: &str = "/etc/halfway/halfway.toml";
+
+#[derive(Parser)]
+#[command(
+    name = "halfway",
+    version,
+    about = "One public host where WebRTC agents meet: TURN relay, ICE credentials, signaling.",
+    after_help = "Every flag can be given as HALFWAY_<FLAG> in the environment, lists separated by commas.\n\
+                  Precedence: flag, environment, file, default."
+)]
+struct CommandLine {
+    /// Configuration file [default: /etc/halfway/halfway.toml if it exists]
+    #[arg(long, global = true, env = "HALFWAY_CONFIG", hide_env = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where the secret and the self-signed certificate live [default: $STATE_DIRECTORY, else ./halfway-data]
+    #[arg(long, global = true, env = "HALFWAY_DATA_DIR", hide_env = true, value_name = "DIR")]
+    data_dir: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the appliance; works with no configuration at all
+    Serve(Settings),
+    /// Print an agent's token
+    Token(token::Options),
+    /// Print the ICE servers of an agent, as /v1/ice answers them
+    Ice(ice::Options),
+    /// Read a configuration and say every problem in it
+    Check(Settings),
+}
+
+/// The settings that are flags too. Their values are read by [`overrides`], which knows where each came from.
+#[derive(Args)]
+struct Settings {
+    /// The name in ICE URLs [default: the public address]
+    #[arg(long, env = "HALFWAY_PUBLIC_HOST", hide_env = true, value_name = "NAME")]
+    public_host: Option<String>,
+    /// What peers see (repeatable) [default: the addresses of the default routes]
+    #[arg(long, env = "HALFWAY_PUBLIC_IP", hide_env = true, value_name = "IP", value_delimiter = ',')]
+    public_ip: Vec<String>,
+    /// HTTPS and WSS (repeatable) [default: [::]:8443]
+    #[arg(long, env = "HALFWAY_HTTP_LISTEN", hide_env = true, value_name = "ADDR", value_delimiter = ',')]
+    http_listen: Vec<String>,
+    /// STUN and TURN (repeatable) [default: [::]:3478]
+    #[arg(long, env = "HALFWAY_TURN_LISTEN", hide_env = true, value_name = "ADDR", value_delimiter = ',')]
+    turn_listen: Vec<String>,
+    /// Ports that relay [default: 49152-65535]
+    #[arg(long, env = "HALFWAY_RELAY_PORTS", hide_env = true, value_name = "A-B")]
+    relay_ports: Option<String>,
+    /// Peers that may be reached although they are private (repeatable)
+    #[arg(long, env = "HALFWAY_ALLOW_PEER", hide_env = true, value_name = "CIDR", value_delimiter = ',')]
+    allow_peer: Vec<String>,
+    /// What is logged, such as "info" or "info,halfway=debug" [default: info]
+    #[arg(long, env = "HALFWAY_LOG", hide_env = true, value_name = "FILTER")]
+    log: Option<String>,
+    /// How long agents have to leave when it is told to stop [default: 30s]
+    #[arg(long, env = "HALFWAY_DRAIN_TIMEOUT", hide_env = true, value_name = "TIME")]
+    drain_timeout: Option<String>,
+}
+
+/// Flags, by the key of the same setting in the file.
+const FLAGS: [(&str, &str); 9] = [
+    ("data_dir", "data_dir"),
+    ("public_host", "public_host"),
+    ("public_ip", "public_ips"),
+    ("http_listen", "http.listen"),
+    ("turn_listen", "turn.listen"),
+    ("relay_ports", "turn.relay_ports"),
+    ("allow_peer", "turn.allow_peers"),
+    ("log", "log.filter"),
+    ("drain_timeout", "drain_timeout"),
+];
+
 /// Runs the command line.
 #[must_use]
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn main() -> ExitCode {
+    let matches = CommandLine::command().get_matches();
+    let line = CommandLine::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let done = run(&line, &matches);
+    done.map_or_else(|failure| failure.report(), |()| ExitCode::SUCCESS)
+}
+
+fn run(line: &CommandLine, matches: &ArgMatches) -> Result<(), Failure> {
+    let file = config_file(line.config.as_deref());
+    if let Command::Check(_) = line.command {
+        return check::run(file.as_deref(), || resolve(file.as_deref(), matches));
+    }
+    let config = resolve(file.as_deref(), matches)?;
+    match &line.command {
+        Command::Serve(_) => {
+            logging::start(&config.log);
+            app::serve(config).map_err(Failure::Failed)
+        }
+        Command::Token(options) => token::run(options, &config, clock::now()),
+        Command::Ice(options) => ice::run(options, &config, clock::now()),
+        Command::Check(_) => Ok(()),
+    }
+}
+
+/// An empty variable says nothing.
+fn config_file(given: Option<&Path>) -> Option<PathBuf> {
+    let given = given.filter(|path| !path.as_os_str().is_empty()).map(Path::to_owned);
+    given.or_else(|| Some(PathBuf::from(DEFAULT_CONFIG)).filter(|path| path.exists()))
+}
+
+fn resolve(file: Option<&Path>, matches: &ArgMatches) -> Result<Config, Failure> {
+    let (overrides, around) = (overrides(matches), surroundings()?);
+    match file.map(File::read).transpose() {
+        Ok(file) => config::resolve(file, overrides, &around).map_err(Failure::Config),
+        Err(mut problems) => {
+            // What flags say is wrong or right whatever the file says.
+            problems.extend(config::resolve(None, overrides, &around).err().into_iter().flatten());
+            Err(Failure::Config(problems))
+        }
+    }
+}
+
+fn surroundings() -> Result<Surroundings, Failure> {
+    let host = host()?;
+    // systemd gives several separated by colons when a unit names several.
+    let state = std::env::var("STATE_DIRECTORY").ok();
+    let state = state.as_deref().and_then(|list| list.split(':').next()).filter(|first| !first.is_empty());
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    Ok(Surroundings { ipv6: host.ipv6, cores, state_directory: state.map(PathBuf::from) })
+}
+
+fn host() -> Result<Host, Failure> {
+    Host::look().map_err(|error| Failure::Failed(format!("cannot list this host's addresses: {error}")))
+}
+
+/// What flags and environment say. Global flags stand before the command or after it.
+fn overrides(matches: &ArgMatches) -> Overrides {
+    let command = matches.subcommand().map(|(_, matches)| matches);
+    let mut overrides = Overrides::default();
+    for (id, key) in FLAGS {
+        for matches in std::iter::once(matches).chain(command) {
+            if let Some((place, texts)) = given(matches, id) {
+                overrides.set(key, place, texts);
+            }
+        }
+    }
+    overrides
+}
+
+fn given(matches: &ArgMatches, id: &str) -> Option<(Place, Vec<String>)> {
+    matches.try_contains_id(id).ok().filter(|given| *given)?;
+    let flag = id.replace('_', "-");
+    let place = match matches.value_source(id)? {
+        ValueSource::CommandLine => Place::Flag(format!("--{flag}")),
+        ValueSource::EnvVariable => Place::Environment(format!("HALFWAY_{}", id.to_uppercase())),
+        _ => return None,
+    };
+    Some((place, matches.get_many::<String>(id)?.cloned().collect()))
+}
+
+/// Why a command ends without success. Its report is for people; its exit code is for scripts.
+enum Failure {
+    Config(Vec<Problem>),
+    /// A flag's value that only shows to be wrong beside the configuration.
+    Usage(String),
+    Failed(String),
+}
+
+impl Failure {
+    fn report(&self) -> ExitCode {
+        // Nothing is left to do when even this cannot be said.
+        let _ = write!(io::stderr(), "{self}");
+        ExitCode::from(match self {
+            Self::Config(_) => 78, // EX_CONFIG of sysexits.h
+            Self::Usage(_) => 2,   // as clap's own
+            Self::Failed(_) => 1,
+        })
+    }
+}
+
+impl From<DataDirError> for Failure {
+    fn from(error: DataDirError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Config(problems) => problems.iter().try_for_each(|problem| writeln!(f, "{problem}")),
+            Self::Usage(what) | Self::Failed(what) => writeln!(f, "halfway: {what}"),
+        }
+    }
+}
+
+/// The result of a command, alone on stdout.
+fn print(result: &str) -> Result<(), Failure> {
+    let mut line = String::new();
+    writeln!(line, "{result}").expect("writing to a string cannot fail");
+    io::stdout()
+        .write_all(line.as_bytes())
+        .map_err(|error| Failure::Failed(format!("cannot write the result: {error}")))
 }

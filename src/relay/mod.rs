@@ -12,17 +12,16 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, mpsc},
     thread::JoinHandle,
+    time::Duration,
 };
 
-use tokio::sync::oneshot;
-
 use self::{
-    poll::Waker,
-    shard::{Command, Listener, Shard},
+    shard::{Command, Listener, Mailbox, Place, Shard},
     udp::Batch,
 };
 use crate::{
     credentials::turn_rest::TurnSecrets,
+    host::cannot_listen,
     turn::{
         RelayPort,
         auth::Auth,
@@ -58,15 +57,12 @@ pub struct RelayConfig {
 /// A running relay; dropping it ends all allocations.
 pub struct Relay {
     listening: Vec<SocketAddr>,
-    shards: Vec<Running>,
+    mailboxes: Arc<[Mailbox]>,
+    threads: Vec<JoinHandle<()>>,
 }
 
-struct Running {
-    commands: mpsc::Sender<Command>,
-    waker: Arc<Waker>,
-    thread: Option<JoinHandle<()>>,
-}
-
+/// For a shard to answer; it does so between two batches.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// A shard has so many ports at least.
 const PORTS_PER_SHARD: usize = 1_024;
 
@@ -80,17 +76,13 @@ impl Relay {
         let mut listeners: Vec<Vec<Listener>> = (0..shards).map(|_| Vec::new()).collect();
         let mut listening = Vec::new();
         for at in config.listen.clone() {
-            let bound = listen(at, &mut listeners).map_err(|error| cannot_listen(at, &error))?;
+            let bound = listen(at, &mut listeners)
+                .map_err(|error| cannot_listen("TURN over UDP", at, "--turn-listen", &error))?;
             listening.push(bound);
         }
         config.policy.listeners.extend(&listening);
-        let count = listeners.len();
-        let start = |(index, listeners)| {
-            start_shard(config.clone(), index, count, listeners)
-                .map_err(|error| format!("cannot start relay shard {index}: {error}"))
-        };
-        let shards = listeners.into_iter().enumerate().map(start).collect::<Result<_, _>>()?;
-        Ok(Self { listening, shards })
+        start_shards(&config, listening, listeners)
+            .map_err(|error| format!("cannot start the relay: {error}"))
     }
 
     /// Where clients send to.
@@ -99,13 +91,19 @@ impl Relay {
         &self.listening
     }
 
-    /// The counts of all shards, now.
-    pub async fn counters(&self) -> Counters {
+    /// No new allocations from now on.
+    pub fn drain(&self) {
+        self.mailboxes.iter().for_each(|shard| shard.tell(Command::Drain));
+    }
+
+    /// The counts of all shards, now. Waits for each shard to finish its batch.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
         let mut sum = Counters::default();
-        for shard in &self.shards {
-            let (to, counted) = oneshot::channel();
+        for shard in &*self.mailboxes {
+            let (to, counted) = mpsc::sync_channel(1);
             shard.tell(Command::Count(to));
-            if let Ok(counters) = counted.await {
+            if let Ok(counters) = counted.recv_timeout(PATIENCE) {
                 sum += &counters;
             }
         }
@@ -113,18 +111,10 @@ impl Relay {
     }
 }
 
-impl Running {
-    fn tell(&self, command: Command) {
-        // A shard that has come to an end needs no telling.
-        let _ = self.commands.send(command);
-        self.waker.wake();
-    }
-}
-
 impl Drop for Relay {
     fn drop(&mut self) {
-        self.shards.iter().for_each(|shard| shard.tell(Command::Stop));
-        for thread in self.shards.iter_mut().filter_map(|shard| shard.thread.take()) {
+        self.mailboxes.iter().for_each(|shard| shard.tell(Command::Stop));
+        for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
     }
@@ -141,45 +131,33 @@ fn listen(at: SocketAddr, shards: &mut [Vec<Listener>]) -> io::Result<SocketAddr
     Ok(at)
 }
 
-fn cannot_listen(at: SocketAddr, error: &io::Error) -> String {
-    let hint = match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            "another program uses this port; stop it, or choose another with --turn-listen"
-        }
-        io::ErrorKind::AddrNotAvailable => "this host has no such address; see --turn-listen",
-        io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE",
-        _ => "see --turn-listen",
+fn start_shards(
+    config: &RelayConfig,
+    listening: Vec<SocketAddr>,
+    listeners: Vec<Vec<Listener>>,
+) -> io::Result<Relay> {
+    let both: Vec<_> = listeners.iter().map(|_| Mailbox::new()).collect::<io::Result<_>>()?;
+    let (mailboxes, inboxes): (Vec<_>, Vec<_>) = both.into_iter().unzip();
+    let mailboxes: Arc<[Mailbox]> = mailboxes.into();
+    let places = listeners.into_iter().zip(inboxes).enumerate();
+    let start = |(index, (listeners, inbox))| {
+        let (config, mailboxes) = (config.clone(), Arc::clone(&mailboxes));
+        let place = Place { index, listeners, inbox, mailboxes };
+        let first = shard(&config, &place)?;
+        std::thread::Builder::new()
+            .name(format!("relay-{index}"))
+            .spawn(move || supervise(first, &config, &place))
     };
-    format!("cannot listen on UDP {at} for TURN: {error} ({hint})")
-}
-
-fn start_shard(
-    config: RelayConfig,
-    index: usize,
-    count: usize,
-    listeners: Vec<Listener>,
-) -> io::Result<Running> {
-    let (commands, inbox) = mpsc::channel();
-    let waker = Arc::new(Waker::new()?);
-    let first = shard(&config, index, count, &listeners, &waker)?;
-    let of_thread = Arc::clone(&waker);
-    let body = move || supervise(first, &config, (index, count), &listeners, &of_thread, &inbox);
-    let thread = std::thread::Builder::new().name(format!("relay-{index}")).spawn(body)?;
-    Ok(Running { commands, waker, thread: Some(thread) })
+    let threads = places.map(start).collect::<io::Result<_>>()?;
+    Ok(Relay { listening, mailboxes, threads })
 }
 
 /// A shard is the blast radius of its own bugs: its allocations are lost, the host goes on.
-fn supervise(
-    mut running: Shard,
-    config: &RelayConfig,
-    (index, count): (usize, usize),
-    listeners: &[Listener],
-    waker: &Waker,
-    inbox: &mpsc::Receiver<Command>,
-) {
+fn supervise(mut running: Shard, config: &RelayConfig, place: &Place) {
+    let index = place.index;
     let mut batch = Batch::new();
     loop {
-        match catch_unwind(AssertUnwindSafe(|| running.run(listeners, waker, inbox, &mut batch))) {
+        match catch_unwind(AssertUnwindSafe(|| running.run(place, &mut batch))) {
             Ok(Ok(())) => return,
             Ok(Err(error)) => tracing::error!("relay shard {index} failed and starts anew: {error}"),
             Err(_) => {
@@ -187,38 +165,56 @@ fn supervise(
             }
         }
         drop(running);
-        forget_ports(config, index, count);
-        running = match shard(config, index, count, listeners, waker) {
+        forget_ports(config, index, place.mailboxes.len());
+        running = match shard(config, place) {
             Ok(shard) => shard,
             Err(error) => return tracing::error!("relay shard {index} cannot start anew: {error}"),
         };
     }
 }
 
-fn shard(
-    config: &RelayConfig,
-    index: usize,
-    count: usize,
-    listeners: &[Listener],
-    waker: &Waker,
-) -> io::Result<Shard> {
+fn shard(config: &RelayConfig, place: &Place) -> io::Result<Shard> {
+    let (index, count) = (place.index, place.mailboxes.len());
     let relays = config.policy.relays.clone();
-    let ports = relays.iter().map(|_| share(&config.ports, index, count).collect()).collect();
-    let auth =
-        Auth { realm: config.realm.clone(), secrets: config.secrets.clone(), nonces: config.nonces.clone() };
-    let (policy, quotas) = (config.policy.clone(), config.quotas.clone());
-    Shard::new(Server::new(Setup { auth, policy, quotas, ports }), relays, listeners, waker)
+    let setup = Setup {
+        shard: index,
+        auth: Auth {
+            realm: config.realm.clone(),
+            secrets: config.secrets.clone(),
+            nonces: config.nonces.clone(),
+        },
+        policy: config.policy.clone(),
+        quotas: config.quotas.clone(),
+        ports: relays.iter().map(|_| share(&config.ports, index, count).collect()).collect(),
+    };
+    Shard::new(Server::new(setup), relays, place)
 }
 
-/// Every `count`-th port, from `index` on.
+/// Every `count`-th pair of ports, from `index` on: pairs, so that each shard has even ports to give.
 fn share(ports: &RangeInclusive<u16>, index: usize, count: usize) -> impl Iterator<Item = u16> + use<> {
-    ports.clone().skip(index).step_by(count)
+    ports.clone().filter(move |port| usize::from(port / 2) % count == index)
 }
 
 fn forget_ports(config: &RelayConfig, index: usize, count: usize) {
     for relay in 0..config.policy.relays.len() {
         for port in share(&config.ports, index, count) {
             config.policy.live.remove(RelayPort { relay: relay as u8, port });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::share;
+
+    #[test]
+    fn shards_share_all_ports_and_each_has_even_ones() {
+        let ports = 49_153..=65_535;
+        let mut all: Vec<_> = (0..3).flat_map(|index| share(&ports, index, 3)).collect();
+        all.sort_unstable();
+        assert!(all.into_iter().eq(ports.clone()));
+        for index in 0..3 {
+            assert!(share(&ports, index, 3).filter(|port| port % 2 == 0).count() > 2_000);
         }
     }
 }

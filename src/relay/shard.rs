@@ -4,10 +4,11 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr, UdpSocket},
-    sync::mpsc::{Receiver, TryRecvError},
+    sync::{
+        Arc,
+        mpsc::{self, Receiver, Sender, SyncSender, TryRecvError},
+    },
 };
-
-use tokio::sync::oneshot;
 
 use super::{
     poll::{Poll, Waker},
@@ -22,6 +23,7 @@ use crate::{
         demux,
         forward::{ToClient, ToPeer, Wrap},
         indication::{self, HEADROOM},
+        quota::Tenure,
         server::{Effect, Server},
     },
 };
@@ -29,9 +31,41 @@ use crate::{
 /// What others may ask of a shard.
 pub enum Command {
     /// The counts, now.
-    Count(oneshot::Sender<Counters>),
+    Count(SyncSender<Counters>),
+    /// End an allocation that made room for another shard's.
+    Reclaim(Arc<Tenure>),
+    /// No new allocations.
+    Drain,
     /// Come to an end.
     Stop,
+}
+
+/// How others reach a shard.
+pub struct Mailbox {
+    commands: Sender<Command>,
+    waker: Arc<Waker>,
+}
+
+/// The shard's side of its [`Mailbox`].
+pub struct Inbox {
+    commands: Receiver<Command>,
+    waker: Arc<Waker>,
+}
+
+impl Mailbox {
+    /// Both sides.
+    pub fn new() -> io::Result<(Self, Inbox)> {
+        let (sender, receiver) = mpsc::channel();
+        let waker = Arc::new(Waker::new()?);
+        Ok((Self { commands: sender, waker: Arc::clone(&waker) }, Inbox { commands: receiver, waker }))
+    }
+
+    /// The shard obeys after the batch it is at.
+    pub fn tell(&self, command: Command) {
+        // A shard that has come to an end needs no telling.
+        let _ = self.commands.send(command);
+        self.waker.wake();
+    }
 }
 
 /// Where clients send to.
@@ -42,12 +76,25 @@ pub struct Listener {
     pub at: SocketAddr,
 }
 
+/// Where a shard lives: what outlasts its falls.
+pub struct Place {
+    /// Which of the shards it is.
+    pub index: usize,
+    /// Where its clients send to.
+    pub listeners: Vec<Listener>,
+    /// What it is told.
+    pub inbox: Inbox,
+    /// How it tells the shards, itself among them.
+    pub mailboxes: Arc<[Mailbox]>,
+}
+
 /// All that a shard owns.
 pub struct Shard {
     server: Server,
     relays: Vec<RelayAddress>,
     sockets: RelaySockets,
     poll: Poll,
+    mailboxes: Arc<[Mailbox]>,
     reply: Vec<u8>,
     indications: u64,
 }
@@ -61,19 +108,15 @@ impl Shard {
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn new(
-        server: Server,
-        relays: Vec<RelayAddress>,
-        listeners: &[Listener],
-        waker: &Waker,
-    ) -> io::Result<Self> {
+    pub fn new(server: Server, relays: Vec<RelayAddress>, place: &Place) -> io::Result<Self> {
         let poll = Poll::new()?;
-        poll.add(waker, WAKER)?;
-        for (index, listener) in listeners.iter().enumerate() {
+        poll.add(&*place.inbox.waker, WAKER)?;
+        for (index, listener) in place.listeners.iter().enumerate() {
             poll.add(&listener.socket, index as u64)?;
         }
         let sockets = RelaySockets::default();
-        let mut shard = Self { server, relays, sockets, poll, reply: Vec::new(), indications: 0 };
+        let mailboxes = Arc::clone(&place.mailboxes);
+        let mut shard = Self { server, relays, sockets, poll, mailboxes, reply: Vec::new(), indications: 0 };
         shard.top_up();
         Ok(shard)
     }
@@ -82,13 +125,8 @@ impl Shard {
     ///
     /// # Errors
     /// When the kernel will not even let us wait.
-    pub fn run(
-        &mut self,
-        listeners: &[Listener],
-        waker: &Waker,
-        commands: &Receiver<Command>,
-        batch: &mut Batch,
-    ) -> io::Result<()> {
+    pub fn run(&mut self, place: &Place, batch: &mut Batch) -> io::Result<()> {
+        let listeners = &place.listeners;
         loop {
             let wait = self.server.poll_timeout().map(|at| at.saturating_duration_since(clock::now().mono));
             let ready = self.poll.wait(wait)?;
@@ -96,23 +134,26 @@ impl Shard {
             self.server.begin_batch(now);
             for number in ready {
                 match number {
-                    WAKER => waker.clear(),
+                    WAKER => place.inbox.waker.clear(),
                     RELAY.. => self.read_relay(relay_port(number), listeners, batch),
                     index => self.read_listener(now, index as usize, listeners, batch),
                 }
             }
             self.server.handle_timeout(now);
+            let obeyed = self.obey(now, &place.inbox);
             self.apply_effects();
-            if self.obey(commands) == Obeyed::Stop {
+            if obeyed == Obeyed::Stop {
                 return Ok(());
             }
         }
     }
 
-    fn obey(&mut self, commands: &Receiver<Command>) -> Obeyed {
+    fn obey(&mut self, now: Now, inbox: &Inbox) -> Obeyed {
         loop {
-            match commands.try_recv() {
+            match inbox.commands.try_recv() {
                 Ok(Command::Count(to)) => _ = to.send(self.server.counters()),
+                Ok(Command::Reclaim(idle)) => self.server.reclaim(&idle, now.mono),
+                Ok(Command::Drain) => self.server.drain(),
                 Err(TryRecvError::Empty) => return Obeyed::GoOn,
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return Obeyed::Stop,
             }
@@ -258,6 +299,7 @@ impl Shard {
                     self.sockets.close(at);
                 }
                 Effect::Ended(ended) => log_ended(&ended),
+                Effect::Reclaim(idle) => self.mailboxes[idle.shard].tell(Command::Reclaim(idle)),
             }
         }
         if ports_moved {
@@ -300,7 +342,7 @@ fn relay_port(number: u64) -> RelayPort {
 
 fn log_ended(ended: &crate::turn::allocation::Ended) {
     tracing::info!(
-        agent = %ended.agent,
+        agent = ?ended.agent,
         relayed = %ended.relayed,
         seconds = ended.lived.as_secs(),
         bytes_to_peers = ended.to_peers.bytes,

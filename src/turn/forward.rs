@@ -6,6 +6,7 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -15,6 +16,7 @@ use super::{
     AllocationId, Channel, Family, FiveTuple, PeerAddr, RelayPort,
     counters::{Counters, Dropped, Traffic},
     policy::{Policy, Reach},
+    quota::Tenure,
 };
 
 /// A permission lasts that long after each CreatePermission (RFC 8656 §9).
@@ -68,8 +70,8 @@ pub struct Forward {
     routes: Slab<Route>,
     by_client: HashMap<FiveTuple, AllocationId>,
     by_relay: HashMap<RelayPort, AllocationId>,
-    /// When this batch of packets was read.
-    at: Option<Instant>,
+    /// When this batch of packets was read, as tenures count it.
+    tick: u64,
 }
 
 #[derive(Debug)]
@@ -83,7 +85,7 @@ struct Route {
     channel_of: HashMap<PeerAddr, Channel>,
     to_peers: Traffic,
     to_clients: Traffic,
-    active: Option<Instant>,
+    tenure: Arc<Tenure>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -104,9 +106,9 @@ struct Binding {
 
 /// The path of packets.
 impl Forward {
-    /// A batch of packets was read at `now`.
-    pub fn at(&mut self, now: Instant) {
-        self.at = Some(now);
+    /// A batch of packets was read at `tick`.
+    pub fn begin_batch(&mut self, tick: u64) {
+        self.tick = tick;
     }
 
     /// ChannelData of `len` bytes from `client`.
@@ -121,7 +123,7 @@ impl Forward {
         let Some(id) = self.by_client.get(client) else { return drop_for(counters, Dropped::NoAllocation) };
         let route = &mut self.routes[id.0];
         let Some(binding) = route.binding(channel) else { return drop_for(counters, Dropped::NoChannel) };
-        route.out(policy, counters, binding.peer.0, binding.reach, len, self.at)
+        route.out(policy, counters, binding.peer.0, binding.reach, len, self.tick)
     }
 
     /// A Send indication with `len` bytes from `client` for `peer`.
@@ -136,7 +138,7 @@ impl Forward {
         let Some(id) = self.by_client.get(client) else { return drop_for(counters, Dropped::NoAllocation) };
         let route = &mut self.routes[id.0];
         let Some(reach) = route.reach(peer.0.ip()) else { return drop_for(counters, Dropped::NoPermission) };
-        route.out(policy, counters, peer.0, reach, len, self.at)
+        route.out(policy, counters, peer.0, reach, len, self.tick)
     }
 
     /// `len` bytes from `from` on the relay socket `relay`.
@@ -161,7 +163,7 @@ impl Forward {
         };
         route.to_clients.add(len);
         counters.to_clients.add(len);
-        route.active = self.at;
+        route.tenure.touch(self.tick);
         Some(ToClient { client: route.client, wrap })
     }
 }
@@ -188,7 +190,7 @@ impl Route {
         peer: SocketAddr,
         reach: Reach,
         len: usize,
-        at: Option<Instant>,
+        tick: u64,
     ) -> Option<ToPeer> {
         let to = match reach {
             Reach::Open => peer,
@@ -198,7 +200,7 @@ impl Route {
         let Some(relay) = self.relay_for(peer) else { return drop_for(counters, Dropped::NoPermission) };
         self.to_peers.add(len);
         counters.to_peers.add(len);
-        self.active = at;
+        self.tenure.touch(tick);
         Some(ToPeer { relay, to })
     }
 
@@ -210,8 +212,9 @@ impl Route {
 
 /// What the TURN methods write.
 impl Forward {
-    /// A new allocation: its client and its relayed address.
-    pub fn open(&mut self, client: FiveTuple, family: Family, relay: RelayPort) -> AllocationId {
+    /// A new allocation: its relayed address, and who is to hear of its packets.
+    pub fn open(&mut self, family: Family, relay: RelayPort, tenure: Arc<Tenure>) -> AllocationId {
+        let client = tenure.client;
         let id = AllocationId(self.routes.insert(Route {
             client,
             relayed: vec![(family, relay)],
@@ -220,7 +223,7 @@ impl Forward {
             channel_of: HashMap::new(),
             to_peers: Traffic::default(),
             to_clients: Traffic::default(),
-            active: self.at,
+            tenure,
         }));
         self.by_client.insert(client, id);
         self.by_relay.insert(relay, id);
@@ -248,17 +251,6 @@ impl Forward {
     #[must_use]
     pub fn has_family(&self, id: AllocationId, family: Family) -> bool {
         self.routes[id.0].relayed.iter().any(|(of, _)| *of == family)
-    }
-
-    /// When the last packet or Refresh was seen.
-    #[must_use]
-    pub fn last_active(&self, id: AllocationId) -> Option<Instant> {
-        self.routes[id.0].active
-    }
-
-    /// A Refresh keeps an allocation from being idle.
-    pub fn touch(&mut self, id: AllocationId, now: Instant) {
-        self.routes[id.0].active = Some(now);
     }
 
     /// Installs or renews permissions for all of `peers`, or for none.

@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, VecDeque},
     net::SocketAddr,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use stun_types::message::{BINDING, Message, MessageClass};
@@ -20,20 +20,17 @@ use super::{
     indication, method,
     policy::Policy,
     ports::Ports,
-    quota::Quotas,
+    quota::{Quotas, Seat, Tenure},
     refusal::Refusal,
     reply,
     timers::Timers,
 };
 use crate::clock::Now;
 
-/// An agent at its quota loses an allocation that has been idle for so long rather than be refused a new one: many
-/// clients vanish without a Refresh of 0.
-const IDLE: Duration = Duration::from_secs(30);
-
 /// One shard's world.
 #[derive(Debug)]
 pub struct Server {
+    shard: usize,
     pub(super) auth: Auth,
     pub(super) policy: Policy,
     pub(super) quotas: Quotas,
@@ -41,16 +38,18 @@ pub struct Server {
     pub(super) ports: Vec<Ports>,
     pub(super) forward: Forward,
     pub(super) allocations: HashMap<AllocationId, Allocation>,
-    by_agent: HashMap<Arc<str>, Vec<AllocationId>>,
     timers: Timers,
     answers: Answers,
     effects: VecDeque<Effect>,
     counters: Counters,
+    pub(super) draining: bool,
 }
 
 /// What a server is built from.
 #[derive(Debug)]
 pub struct Setup {
+    /// Which of the shards that share the quotas this is.
+    pub shard: usize,
     /// Who may ask.
     pub auth: Auth,
     /// Which peers may be reached.
@@ -62,7 +61,7 @@ pub struct Setup {
 }
 
 /// What the shell has to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Effect {
     /// A port of the reserve is live: read its socket from now on.
     TakeRelay(RelayPort),
@@ -70,6 +69,8 @@ pub enum Effect {
     CloseRelay(RelayPort),
     /// An allocation has ended: one line for the operator.
     Ended(Ended),
+    /// Another shard's allocation made room for one here: have that shard [`Server::reclaim`] it.
+    Reclaim(Arc<Tenure>),
 }
 
 /// A STUN request and who sent it.
@@ -84,23 +85,29 @@ impl Server {
     #[must_use]
     pub fn new(setup: Setup) -> Self {
         Self {
+            shard: setup.shard,
             auth: setup.auth,
             policy: setup.policy,
             quotas: setup.quotas,
             ports: setup.ports.into_iter().map(Ports::new).collect(),
             forward: Forward::default(),
             allocations: HashMap::new(),
-            by_agent: HashMap::new(),
             timers: Timers::default(),
             answers: Answers::default(),
             effects: VecDeque::new(),
             counters: Counters::default(),
+            draining: false,
         }
+    }
+
+    /// No new allocations from now on; those that live may go on.
+    pub fn drain(&mut self) {
+        self.draining = true;
     }
 
     /// A batch of packets was read at `now`.
     pub fn begin_batch(&mut self, now: Now) {
-        self.forward.at(now.mono);
+        self.forward.begin_batch(self.quotas.tick(now.mono));
     }
 
     /// ChannelData with `len` bytes of payload from a client.
@@ -155,6 +162,15 @@ impl Server {
                 self.forward.expire(id, now.mono);
                 self.rearm(id);
             }
+        }
+    }
+
+    /// Ends an allocation of this shard whose seat has been taken back.
+    pub fn reclaim(&mut self, idle: &Arc<Tenure>, now: Instant) {
+        let Some(id) = self.forward.allocation_of(&idle.client) else { return };
+        // The client may have another one by now.
+        if Arc::ptr_eq(self.allocations[&id].seat.tenure(), idle) {
+            self.end(id, now, Why::Reclaimed);
         }
     }
 
@@ -274,10 +290,9 @@ impl Server {
     }
 
     /// Opens an allocation on a port that was taken from the reserve.
-    pub(super) fn open(&mut self, from: FiveTuple, relay: RelayPort, allocation: Allocation) {
+    pub(super) fn open(&mut self, relay: RelayPort, allocation: Allocation) {
         let family = Family::of(allocation.relayed.ip());
-        let id = self.forward.open(from, family, relay);
-        self.by_agent.entry(Arc::clone(allocation.agent())).or_default().push(id);
+        let id = self.forward.open(family, relay, Arc::clone(allocation.seat.tenure()));
         self.allocations.insert(id, allocation);
         self.policy.live.insert(relay);
         self.effects.push_back(Effect::TakeRelay(relay));
@@ -291,7 +306,6 @@ impl Server {
         let allocation =
             self.allocations.remove(&id).expect("the table and this map hold the same allocations");
         self.timers.set(id, allocation.armed, None);
-        self.forget_owner(id, allocation.agent());
         for relay in closed.relayed {
             self.policy.live.remove(relay);
             self.ports(relay.relay).give_back(relay.port);
@@ -308,17 +322,23 @@ impl Server {
         }));
     }
 
-    /// Frees the allocation of `agent` that has been idle longest, if one has been idle long enough.
-    pub(super) fn reclaim_idle(&mut self, agent: &str, now: Instant) -> bool {
-        let own = self.by_agent.get(agent).into_iter().flatten();
-        let longest = own.map(|id| (self.forward.last_active(*id), *id)).min();
-        match longest {
-            Some((active, id)) if active.is_none_or(|active| active + IDLE <= now) => {
-                self.end(id, now, Why::Reclaimed);
-                true
-            }
-            _ => false,
+    /// A seat for one more allocation of the caller: at the quota, that of the one which has been idle longest.
+    pub(super) fn take_seat(
+        &mut self,
+        agent: &Arc<str>,
+        from: FiveTuple,
+        now: Instant,
+    ) -> Result<Seat, Refusal> {
+        if let Some(seat) = self.quotas.take(agent, self.shard, from, now) {
+            return Ok(seat);
         }
+        let idle = self.quotas.reclaim_idle(agent, now).ok_or(Refusal::AllocationQuotaReached)?;
+        if idle.shard == self.shard {
+            self.reclaim(&idle, now);
+        } else {
+            self.effects.push_back(Effect::Reclaim(idle));
+        }
+        self.quotas.take(agent, self.shard, from, now).ok_or(Refusal::AllocationQuotaReached)
     }
 
     /// Sets the deadline of an allocation after it has changed.
@@ -327,14 +347,5 @@ impl Server {
         let next =
             self.forward.next_expiry(id).map_or(allocation.until, |expiry| expiry.min(allocation.until));
         self.timers.set(id, allocation.armed.replace(next), Some(next));
-    }
-
-    fn forget_owner(&mut self, id: AllocationId, agent: &Arc<str>) {
-        if let Some(own) = self.by_agent.get_mut(agent) {
-            own.retain(|other| *other != id);
-            if own.is_empty() {
-                self.by_agent.remove(agent);
-            }
-        }
     }
 }

@@ -1,4 +1,15 @@
 //! The hermetic tests, one binary: no root, no network beyond loopback.
-#![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
+#![allow(
+    clippy::unwrap_used,
+    unsafe_code,
+    reason = "a test may fail loudly; a terminal is opened through libc"
+)]
 
+mod commands;
+mod front;
+mod http;
+mod layers;
+mod loopback;
+mod relay;
+mod signaling;
 mod turn;

@@ -13,7 +13,6 @@ use crate::{
         Family, RelayPort,
         allocation::{Allocation, granted},
         auth::Caller,
-        quota::Seat,
         refusal::Refusal,
         reply::Success,
         server::{Request, Server},
@@ -73,12 +72,15 @@ pub(super) fn allocate(
         return Err(Refusal::AddressFamilyNotSupported);
     }
     // Step 8.
-    let seat = seat(server, now, caller)?;
+    if server.draining {
+        return Err(Refusal::InsufficientCapacity);
+    }
+    let seat = server.take_seat(caller.agent(), request.from, now.mono)?;
     let relay = take_port(server, family, wish.even_port.is_some()).ok_or(Refusal::InsufficientCapacity)?;
     let relayed = SocketAddr::new(server.policy.relays[usize::from(relay.relay)].public, relay.port);
     let lifetime = granted(wish.lifetime);
     let until = now.mono + lifetime;
-    server.open(request.from, relay, Allocation { seat, relayed, since: now.mono, until, armed: None });
+    server.open(relay, Allocation { seat, relayed, since: now.mono, until, armed: None });
     Ok(Success::Allocated { relayed, mapped: request.from.client, lifetime })
 }
 
@@ -93,14 +95,6 @@ fn family(message: &Message<'_>) -> Result<Option<Family>, Refusal> {
         AddressFamily::IPV4 => Family::V4,
         AddressFamily::IPV6 => Family::V6,
     }))
-}
-
-fn seat(server: &mut Server, now: Now, caller: &Caller) -> Result<Seat, Refusal> {
-    if let Some(seat) = server.quotas.take(caller.agent()) {
-        return Ok(seat);
-    }
-    server.reclaim_idle(caller.agent(), now.mono);
-    server.quotas.take(caller.agent()).ok_or(Refusal::AllocationQuotaReached)
 }
 
 /// A bound port of the first relay address of `family` that has one.

@@ -35,8 +35,10 @@ pub(super) fn refresh(
         return Ok(Success::Refreshed { lifetime: std::time::Duration::ZERO });
     }
     let lifetime = granted(asked);
-    server.allocations.get_mut(&id).expect("found above").until = now.mono + lifetime;
-    server.forward.touch(id, now.mono);
+    let tick = server.quotas.tick(now.mono);
+    let allocation = server.allocations.get_mut(&id).expect("found above");
+    allocation.until = now.mono + lifetime;
+    allocation.seat.tenure().touch(tick);
     server.rearm(id);
     Ok(Success::Refreshed { lifetime })
 }

@@ -1,6 +1,16 @@
 //! Allocate and Binding (RFC 8656 §7, RFC 8489 §12).
 
-use super::trace::{World, check};
+use std::time::{Duration, UNIX_EPOCH};
+
+use halfway::{
+    clock::{self, Now},
+    turn::{FiveTuple, Transport, quota::Quotas, server::Effect},
+};
+
+use super::{
+    client::Client,
+    trace::{START, World, check},
+};
 
 #[test]
 fn a_binding_tells_the_address_and_nothing_else() {
@@ -237,6 +247,35 @@ fn at_the_quota_the_longest_idle_allocation_makes_room() {
 }
 
 #[test]
+fn the_longest_idle_allocation_makes_room_in_another_shard_too() {
+    let world = World::default();
+    let quotas = Quotas::new(1, 0);
+    let mut shards = [0, 1].map(|shard| world.shard(shard, quotas.clone()));
+    let start = Now { wall: UNIX_EPOCH + Duration::from_secs(START), ..clock::now() };
+    for (shard, at) in [(0, 0), (1, 31)] {
+        let mut alice = Client::default();
+        let from = FiveTuple {
+            client: ([9, 0, 0, 1], 1_000 + shard as u16).into(),
+            server: ([5, 5, 5, 5], 3478).into(),
+            transport: Transport::Udp,
+        };
+        for text in ["Allocate", "Allocate auth"] {
+            let mut reply = Vec::new();
+            let request = alice.say(text, "alice").bytes;
+            shards[shard].handle_request(start + Duration::from_secs(at), from, &request, &mut reply);
+            alice.hear(&reply, &[]);
+        }
+        assert_eq!(shards[shard].counters().allocations, 1);
+    }
+    let effects: Vec<_> = std::iter::from_fn(|| shards[1].poll_effect()).collect();
+    let Some(Effect::Reclaim(idle)) = effects.first() else { panic!("{effects:?}") };
+    assert_eq!(idle.shard, 0);
+    shards[0].reclaim(idle, start.mono + Duration::from_secs(31));
+    assert_eq!(shards[0].counters().allocations, 0);
+    assert_eq!(quotas.held_in_total(), 1);
+}
+
+#[test]
 fn the_total_is_a_limit_too() {
     let world = World { total: 1, ..World::default() };
     world.check(
@@ -250,4 +289,47 @@ fn the_total_is_a_limit_too() {
          60s bob > Allocate auth
          60s bob < Allocate 486 signed",
     );
+}
+
+#[test]
+fn a_draining_relay_takes_nobody_new_and_keeps_whom_it_has() {
+    check(
+        "0s alice > Allocate
+         0s alice < Allocate 401 realm nonce
+         0s alice > Allocate auth
+         0s - take :49152
+         0s alice < Allocate ok relayed=5.5.5.5:49152 mapped=9.0.0.1:1000 lifetime=1200 signed
+         1s operator > drain
+         2s bob > Allocate
+         2s bob < Allocate 401 realm nonce
+         2s bob > Allocate auth
+         2s bob < Allocate 508 signed
+         600s alice > Refresh auth
+         600s alice < Refresh ok lifetime=1200 signed",
+    );
+}
+
+#[test]
+fn fifty_clients_that_vanish_leave_room_for_fifty_more() {
+    let world = World { per_agent: 50, ports: 49152..=49247, ..World::default() };
+    let allocate = |time: u64, client: usize| {
+        let port = 49_152 + (client - 1) % 96;
+        format!(
+            "{time}s alice/{client} > Allocate
+             {time}s alice/{client} < Allocate 401 realm nonce
+             {time}s alice/{client} > Allocate auth
+             {time}s - take :{port}
+             {time}s alice/{client} < Allocate ok relayed=5.5.5.5:{port} mapped=9.0.0.1:{} lifetime=1200 signed\n",
+            1_000 + client
+        )
+    };
+    let mut trace: String = (1..=50).map(|client| allocate(0, client)).collect();
+    for client in 51..=100 {
+        let reclaimed = format!(
+            "31s - close :{}\n 31s - ended alice reclaimed 0B out 0B in\n 31s - take",
+            49_101 + client
+        );
+        trace += &allocate(31, client).replacen("31s - take", &reclaimed, 1);
+    }
+    world.check(&trace);
 }

@@ -27,10 +27,17 @@ pub const REALM: &str = "halfway";
 pub const SECRET: &str = "north of the border";
 
 /// What a client remembers.
-#[derive(Default)]
 pub struct Client {
     nonce: Vec<u8>,
     transactions: u64,
+    secret: String,
+    expires: u64,
+}
+
+impl Default for Client {
+    fn default() -> Self {
+        Self::with_secret(SECRET, START + 36_000)
+    }
 }
 
 /// One thing a client sends, from words like `Allocate auth lifetime=0`.
@@ -57,6 +64,11 @@ impl<'a> Words<'a> {
 }
 
 impl Client {
+    /// A client whose users are minted with `secret` until `expires` (Unix seconds).
+    pub fn with_secret(secret: &str, expires: u64) -> Self {
+        Self { nonce: Vec::new(), transactions: 0, secret: secret.to_owned(), expires }
+    }
+
     /// Users expire ten hours after the start of time, or at `expires=` seconds from it.
     pub fn say(&mut self, text: &str, default_user: &str) -> Outgoing {
         let words = Words(text.split_whitespace().collect());
@@ -110,9 +122,9 @@ impl Client {
     }
 
     fn sign(&self, message: &mut Message, words: &Words<'_>, default_user: &str) {
-        let offset = words.get("expires").map_or(36_000, |offset| offset.parse().unwrap());
-        let expires = START.checked_add_signed(offset).unwrap();
-        let secret = words.get("secret").unwrap_or(SECRET);
+        let offset = |offset: &str| START.checked_add_signed(offset.parse().unwrap()).unwrap();
+        let expires = words.get("expires").map_or(self.expires, offset);
+        let secret = words.get("secret").unwrap_or(&self.secret);
         let agent = words.get("user").unwrap_or(default_user);
         let user = TurnSecrets::new(&[secret]).unwrap().mint(agent, expires);
         let realm = words.get("realm").unwrap_or(REALM);

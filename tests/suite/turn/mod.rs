@@ -3,7 +3,7 @@
 mod allocate;
 mod auth;
 mod channel_bind;
-mod client;
+pub mod client;
 mod create_permission;
 mod data;
 mod model;

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Lines with `>` are what happens; all others must come of them, no more and no less. A name is a client, an address
-//! a peer (`1.1.1.1:7 > :49152 hello`), `-` an effect on the shell. `drop` lines tell why a packet went nowhere.
+//! a peer (`1.1.1.1:7 > :49152 hello`), `-` an effect on the shell; `operator > drain` is the operator's part. `drop` lines tell why a packet went nowhere.
 
 use std::{
     collections::HashMap,
@@ -91,6 +91,11 @@ impl World {
 
     /// A server with its reserve bound, lowest port first.
     pub fn server(&self) -> Server {
+        self.shard(0, Quotas::new(self.per_agent, self.total))
+    }
+
+    /// One of several servers that share their quotas.
+    pub fn shard(&self, shard: usize, quotas: Quotas) -> Server {
         let ip = |text: &str| text.parse().unwrap();
         let mut relays = vec![RelayAddress { bound: ip(self.bound), public: ip("5.5.5.5") }];
         if self.v6 {
@@ -112,8 +117,7 @@ impl World {
             nonces: Nonces::new(&[7; 32]),
         };
         let ports = policy.relays.iter().map(|_| self.ports.clone().collect()).collect();
-        let mut server =
-            Server::new(Setup { auth, policy, quotas: Quotas::new(self.per_agent, self.total), ports });
+        let mut server = Server::new(Setup { shard, auth, policy, quotas, ports });
         top_up(&mut server, 1 + u8::from(self.v6));
         server
     }
@@ -180,6 +184,7 @@ impl Stage {
         let (who, what) = event.split_once(" > ").unwrap();
         match who.parse::<SocketAddr>() {
             Ok(peer) => self.peer_sends(peer, what),
+            Err(_) if (who, what) == ("operator", "drain") => self.server.drain(),
             Err(_) => self.client_sends(who, what),
         }
         self.drops();
@@ -263,6 +268,7 @@ impl Stage {
         while let Some(effect) = self.server.poll_effect() {
             match effect {
                 Effect::TakeRelay(at) => self.line(&format!("- take :{}", at.port)),
+                Effect::Reclaim(idle) => self.line(&format!("- reclaim in shard {}", idle.shard)),
                 Effect::CloseRelay(at) => self.line(&format!("- close :{}", at.port)),
                 Effect::Ended(ended) => self.line(&format!(
                     "- ended {} {} {}B out {}B in",

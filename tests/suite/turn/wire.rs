@@ -65,6 +65,28 @@ fn the_vectors_of_rfc_5769_get_an_answer_where_one_is_due() {
 }
 
 #[test]
+fn seven_allocates_in_a_row_get_seven_identical_answers() {
+    // werift retransmits after 50 ms, doubling.
+    let start = Now { wall: UNIX_EPOCH + Duration::from_secs(START), ..clock::now() };
+    let mut client = Client::default();
+    let mut server = World::default().server();
+    let mut ask = |at: u64, bytes: &[u8]| {
+        let mut reply = Vec::new();
+        server.handle_request(start + Duration::from_millis(at), alice(), bytes, &mut reply);
+        reply
+    };
+    let challenge = client.say("Allocate", "alice").bytes;
+    client.hear(&ask(0, &challenge), &[]);
+    let request = client.say("Allocate auth", "alice").bytes;
+    let first = ask(10, &request);
+    assert!(!first.is_empty());
+    for at in [60, 160, 360, 760, 1_560, 3_160] {
+        assert_eq!(ask(at, &request), first, "at {at} ms");
+    }
+    assert_eq!(server.counters().allocations_made, 1);
+}
+
+#[test]
 fn strangers_get_little() {
     let now = Now { wall: UNIX_EPOCH + Duration::from_secs(START), ..clock::now() };
     let mut client = Client::default();

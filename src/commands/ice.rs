@@ -1,0 +1,66 @@
+//! `halfway ice`: prints the ICE list of an agent, from the secret alone.
+
+use std::{net::IpAddr, time::Duration};
+
+use clap::Args;
+
+use super::{Failure, Settings, host, print, token};
+use crate::{
+    clock::Now,
+    config::{Config, parse},
+    credentials::token::AgentId,
+    data_dir::DataDir,
+    host::Relays,
+    http::ice::{IceOffer, ice_list},
+};
+
+#[derive(Args)]
+pub(super) struct Options {
+    /// Whose user name it will be
+    #[arg(value_parser = token::agent, default_value = "agent")]
+    agent: AgentId,
+    /// How long the credentials are good for [default: credentials.ttl]
+    #[arg(long, env = "HALFWAY_TTL", hide_env = true, value_parser = parse::lifetime)]
+    ttl: Option<Duration>,
+    #[command(flatten)]
+    _settings: Settings,
+}
+
+pub(super) fn run(options: &Options, config: &Config, now: Now) -> Result<(), Failure> {
+    let secrets = config.credentials.turn_secrets(|| DataDir::new(&config.data_dir).secret())?;
+    let relays = Relays::resolve(&host()?, &config.turn.relay_ips, &config.public_ips);
+    let offer = offer(config, &relays)?;
+    let ttl = offer.lifetime(options.ttl, Duration::MAX);
+    // Nobody asks over a connection whose family would decide: the first public address does.
+    let first = offer.public_ips[0];
+    let list = ice_list(&offer, &secrets, now, options.agent.as_str(), ttl, &offer.host_for(first, first));
+    let body = serde_json::to_string_pretty(&list).expect("plain strings and numbers become JSON");
+    print(&body)
+}
+
+/// What an instance of this configuration serves.
+fn offer(config: &Config, relays: &Relays) -> Result<IceOffer, Failure> {
+    let public_ips: Vec<IpAddr> = relays.addresses.iter().map(|relay| relay.public).collect();
+    if public_ips.is_empty() {
+        return Err(Failure::Failed(relays.warnings.join("; ")));
+    }
+    Ok(IceOffer {
+        public_host: config.public_host.clone(),
+        public_ips,
+        turn_udp_ports: ports(config)?,
+        default_ttl: config.credentials.ttl,
+        max_ttl: config.credentials.max_ttl,
+    })
+}
+
+fn ports(config: &Config) -> Result<Vec<u16>, Failure> {
+    let mut ports: Vec<u16> = config.turn.listen.iter().map(std::net::SocketAddr::port).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    if ports.contains(&0) {
+        return Err(Failure::Failed(
+            "turn.listen: port 0 is known only to the running instance: ask its /v1/ice".to_owned(),
+        ));
+    }
+    Ok(ports)
+}

@@ -1,0 +1,219 @@
+//! Paths, methods, tokens: which request gets which answer.
+
+use std::{borrow::Cow, sync::atomic::Ordering, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    HeaderMap, Method, Request, Response, StatusCode,
+    body::{Body, Incoming},
+    header::{self, HeaderName, HeaderValue},
+};
+use percent_encoding::percent_decode_str;
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+use super::{
+    Visit, agents,
+    ice::{self, IceList},
+    origin,
+    problem::Problem,
+    websocket,
+};
+use crate::{
+    clock::{self, Now},
+    credentials::token::Agent,
+};
+
+/// No route reads a body; hyper drains a small one and a larger one is refused.
+const MAX_BODY: u64 = 65_536;
+
+pub(super) type Answer = Response<Full<Bytes>>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Route {
+    Healthz,
+    Readyz,
+    Metrics,
+    Ice,
+    TurnRest,
+    Agents,
+    WebSocket,
+}
+
+const PUBLIC: &[(&str, Route)] = &[
+    ("/v1/ice", Route::Ice),
+    ("/v1/ws", Route::WebSocket),
+    ("/v1/agents", Route::Agents),
+    ("/turn", Route::TurnRest),
+    ("/healthz", Route::Healthz),
+    ("/readyz", Route::Readyz),
+];
+
+const ADMIN: &[(&str, Route)] =
+    &[("/metrics", Route::Metrics), ("/healthz", Route::Healthz), ("/readyz", Route::Readyz)];
+
+/// Answers one request; an upgrade that was agreed to goes into `accepted`.
+pub(super) fn answer(
+    visit: &Visit,
+    mut request: Request<Incoming>,
+    accepted: &mpsc::Sender<websocket::Upgrade>,
+) -> Answer {
+    let counts = &visit.front.counts;
+    counts.requests.fetch_add(1, Ordering::Relaxed);
+    let origins = &visit.front.origins;
+    if !origins.allow(request.headers()) {
+        counts.problems.fetch_add(1, Ordering::Relaxed);
+        return Problem::forbidden("this origin is not in http.allowed_origins").response();
+    }
+    let mut response = route(visit, &mut request, accepted).unwrap_or_else(|problem| {
+        counts.problems.fetch_add(1, Ordering::Relaxed);
+        problem.response()
+    });
+    origins.share(request.headers(), response.headers_mut());
+    response
+}
+
+fn route(
+    visit: &Visit,
+    request: &mut Request<Incoming>,
+    accepted: &mpsc::Sender<websocket::Upgrade>,
+) -> Result<Answer, Problem> {
+    if request.body().size_hint().lower() > MAX_BODY {
+        return Err(Problem::too_large());
+    }
+    let table = if visit.metrics.is_some() { ADMIN } else { PUBLIC };
+    let path = request.uri().path();
+    let (_, route) = table.iter().find(|(known, _)| *known == path).ok_or_else(Problem::not_found)?;
+    match *request.method() {
+        Method::GET => {}
+        Method::OPTIONS => return Ok(preflight()),
+        _ => return Err(Problem::method_not_allowed()),
+    }
+    match route {
+        Route::Healthz => Ok(text("ok\n")),
+        Route::Readyz => readyz(visit),
+        Route::Metrics => Ok(metrics(visit)),
+        Route::Ice => ice(visit, request),
+        Route::TurnRest => turn_rest(visit, request),
+        Route::Agents => agents::list(visit, request),
+        Route::WebSocket => websocket::upgrade(visit, request, accepted),
+    }
+}
+
+fn preflight() -> Answer {
+    let mut response = Answer::default();
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    origin::permit(response.headers_mut());
+    response
+}
+
+fn readyz(visit: &Visit) -> Result<Answer, Problem> {
+    if visit.front.ready.load(Ordering::Relaxed) {
+        Ok(text("ready\n"))
+    } else {
+        Err(Problem::unavailable("not ready yet, or going down"))
+    }
+}
+
+fn metrics(visit: &Visit) -> Answer {
+    let mut response = text("");
+    *response.body_mut() = visit.metrics.as_ref().map_or(String::new(), |metrics| metrics()).into();
+    let prometheus = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, prometheus);
+    response
+}
+
+fn ice(visit: &Visit, request: &Request<Incoming>) -> Result<Answer, Problem> {
+    let now = clock::now();
+    let agent = authorised(visit, request, now)?;
+    let list = ice_list(visit, &agent, now, asked_ttl(request)?)?;
+    let mut response = json(&list);
+    for link in list.links() {
+        // Hosts and agent ids are plain ASCII, so every link is a header value.
+        if let Ok(link) = HeaderValue::try_from(link) {
+            response.headers_mut().append(header::LINK, link);
+        }
+    }
+    Ok(response)
+}
+
+fn turn_rest(visit: &Visit, request: &Request<Incoming>) -> Result<Answer, Problem> {
+    if parameter(request, "service")?.as_deref() != Some("turn") {
+        return Err(Problem::bad_request("only service=turn is known"));
+    }
+    let now = clock::now();
+    let agent = authorised(visit, request, now)?;
+    Ok(json(&ice_list(visit, &agent, now, None)?.turn_rest))
+}
+
+/// The list for this agent on this connection.
+pub(super) fn ice_list(
+    visit: &Visit,
+    agent: &Agent,
+    now: Now,
+    asked: Option<Duration>,
+) -> Result<IceList, Problem> {
+    if !agent.scopes.ice {
+        return Err(Problem::forbidden("the token lacks the scope ice"));
+    }
+    let front = &visit.front;
+    let token_left = Duration::from_secs(agent.expires.saturating_sub(now.unix()));
+    let ttl = front.ice.lifetime(asked, token_left);
+    let host = front.ice.host_for(visit.client, visit.reached);
+    Ok(ice::ice_list(&front.ice, &front.turn, now, agent.id.as_str(), ttl, &host))
+}
+
+/// `ttl` in whole seconds. A number too large for us is a number still, and is lowered to the limit.
+fn asked_ttl(request: &Request<Incoming>) -> Result<Option<Duration>, Problem> {
+    let Some(ttl) = parameter(request, "ttl")? else { return Ok(None) };
+    let digits = !ttl.is_empty() && ttl.bytes().all(|byte| byte.is_ascii_digit());
+    let seconds = ttl.parse().unwrap_or(u64::MAX);
+    if !digits || seconds == 0 {
+        return Err(Problem::bad_request("ttl is not a number of seconds"));
+    }
+    Ok(Some(Duration::from_secs(seconds)))
+}
+
+/// Whose token the request carries.
+pub(super) fn authorised<B>(visit: &Visit, request: &Request<B>, now: Now) -> Result<Agent, Problem> {
+    let token = bearer(request.headers()).ok_or_else(Problem::no_token)?;
+    Ok(visit.front.tokens.check(now, token)?)
+}
+
+/// RFC 6750 §2.1.
+pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("Bearer").then(|| token.trim())
+}
+
+/// The first query parameter of this name, decoded.
+pub(super) fn parameter<'a, B>(request: &'a Request<B>, name: &str) -> Result<Option<Cow<'a, str>>, Problem> {
+    let pairs = request.uri().query().unwrap_or_default().split('&');
+    let value = pairs.filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name);
+    let decoded = value.map(|(_, value)| percent_decode_str(value).decode_utf8()).transpose();
+    decoded.map_err(|_| Problem::bad_request("the query is not UTF-8"))
+}
+
+/// Never stored: what we answer in JSON is secret, or old in a moment.
+pub(super) fn json(body: &impl Serialize) -> Answer {
+    let body = serde_json::to_vec(body).expect("our answers are plain JSON");
+    with_headers(
+        body.into(),
+        [
+            (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
+            (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+        ],
+    )
+}
+
+fn text(body: &'static str) -> Answer {
+    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+    with_headers(Bytes::from_static(body.as_bytes()), [(header::CONTENT_TYPE, plain)])
+}
+
+fn with_headers(body: Bytes, headers: impl IntoIterator<Item = (HeaderName, HeaderValue)>) -> Answer {
+    let mut response = Response::new(Full::new(body));
+    response.headers_mut().extend(headers);
+    response
+}

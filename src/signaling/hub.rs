@@ -1,0 +1,1500 @@
+//! Who is here and how one reaches another: the only state of signaling.
+//!
+//! Frames and `now` go in; what there is to write waits in the sessions, and [`Hub::take_ready`] says for whom.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    ops::Bound,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use serde_json::value::RawValue;
+
+use super::{
+    farewell::Farewell,
+    limits::{Bucket, Limits, MAX_CARD},
+    message::{
+        Announced, ClientFrame, FrameId, Hello, Incoming, Kind, Listed, Rejected, Resume, ServerFrame,
+        SessionId, Unnumbered, Welcome,
+    },
+    refusal::{CODES, Refusal},
+    session::Session,
+};
+use crate::{
+    clock::Now,
+    credentials::token::{Agent, AgentId, Room, TokenRefusal},
+};
+
+/// An expiry is looked at again at least this often, so that a wall clock that was set is noticed.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
+/// Seconds over which the first tries to come back after a restart are spread.
+const RECONNECT: std::ops::RangeInclusive<u64> = 1..=10;
+
+/// Frames of a welcome that are not the agents and the ICE list.
+const WELCOME_FRAME: usize = 1024;
+
+/// All agents, their rooms, sessions and connections.
+#[derive(Debug)]
+pub struct Hub {
+    limits: Limits,
+    members: HashMap<AgentId, Member>,
+    rooms: HashMap<Room, BTreeSet<AgentId>>,
+    connections: HashMap<ConnectionId, Line>,
+    /// One for each member.
+    deadlines: BTreeSet<(Instant, AgentId)>,
+    /// Connections that have something to write since the shell last asked.
+    ready: Vec<ConnectionId>,
+    held_bytes: usize,
+    last_connection: u64,
+    /// Nobody joins any more.
+    closed: bool,
+    counters: Counters,
+}
+
+/// An agent with a session, connected or expected back.
+#[derive(Debug)]
+struct Member {
+    room: Room,
+    card: Option<Arc<RawValue>>,
+    /// Unix seconds.
+    expires: u64,
+    session: Session,
+    connection: Option<ConnectionId>,
+    /// Set while there is no connection: the end of the resume window.
+    gone_at: Option<Instant>,
+    deadline: Instant,
+    bucket: Bucket,
+}
+
+/// What a connection has to do with us.
+#[derive(Debug)]
+enum Line {
+    Live(AgentId),
+    /// Told to go; nothing that it says counts any more.
+    Leaving(Option<Farewell>),
+}
+
+/// One connection of one agent. Never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnectionId(u64);
+
+/// What a connection has to write.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outgoing {
+    Frame(Bytes),
+    Close(Farewell),
+}
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Departure {
+    /// The agent said goodbye: its session ends.
+    Left,
+    /// The connection broke: its session waits.
+    Dropped,
+}
+
+/// What is counted here. `frames_*` and `errors` only grow.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    pub connections: usize,
+    pub agents: usize,
+    pub rooms: usize,
+    pub held_bytes: usize,
+    pub frames_in: u64,
+    pub frames_out: u64,
+    /// Routed frames put into a receiver's window.
+    pub delivered: u64,
+    /// In the order of [`CODES`].
+    pub errors: [u64; CODES.len()],
+}
+
+/// One page of a room.
+#[derive(Debug)]
+pub struct Page {
+    pub agents: Vec<(AgentId, Option<Arc<RawValue>>)>,
+    /// In the whole room.
+    pub agent_count: usize,
+    /// Ask again `after` this one for more.
+    pub next: Option<AgentId>,
+}
+
+impl Hub {
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            members: HashMap::new(),
+            rooms: HashMap::new(),
+            connections: HashMap::new(),
+            deadlines: BTreeSet::new(),
+            ready: Vec::new(),
+            held_bytes: 0,
+            last_connection: 0,
+            closed: false,
+            counters: Counters::default(),
+        }
+    }
+
+    /// A connection said `hello` with a valid token: continues its session or starts the new one `fresh`, and takes
+    /// over from an older connection of the same agent. The welcome waits to be written.
+    ///
+    /// # Errors
+    /// When there are too many agents already.
+    pub fn join(
+        &mut self,
+        now: Now,
+        agent: &Agent,
+        hello: &Hello<'_>,
+        join: Join<'_>,
+    ) -> Result<ConnectionId, Refusal> {
+        if self.closed {
+            return Err(Refusal::Unavailable("going down: try again soon"));
+        }
+        if !self.members.contains_key(&agent.id) && self.members.len() >= self.limits.agents {
+            return Err(Refusal::Unavailable("too many agents: try again later"));
+        }
+        self.counters.frames_in += 1;
+        self.last_connection += 1;
+        let connection = ConnectionId(self.last_connection);
+        let resumed = self.resume(now, agent, hello.resume.as_ref(), connection);
+        if resumed {
+            self.replace_card(now, &agent.id, hello.card);
+        } else {
+            self.end(now, &agent.id, Some(Farewell::Replaced));
+            self.start(now, agent, hello.card, join.fresh, connection);
+        }
+        self.connections.insert(connection, Line::Live(agent.id.clone()));
+        self.welcome(agent, resumed, join.id, join.ice);
+        self.ready.push(connection);
+        Ok(connection)
+    }
+
+    /// Does what a frame asks for, or answers why not.
+    pub fn handle(&mut self, now: Now, from: ConnectionId, incoming: Result<Incoming<'_>, Rejected<'_>>) {
+        let Some(Line::Live(agent)) = self.connections.get(&from) else { return };
+        let agent = agent.clone();
+        self.counters.frames_in += 1;
+        let (id, outcome) = match incoming {
+            Ok(incoming) => (incoming.id, self.obey(now, &agent, &incoming)),
+            Err(rejected) => (rejected.id, self.spend(now, &agent).and(Err(rejected.refusal))),
+        };
+        self.answer(now, &agent, id, outcome);
+    }
+
+    /// The agent showed a fresh token, or something that is none.
+    pub fn renew(
+        &mut self,
+        now: Now,
+        from: ConnectionId,
+        id: Option<FrameId<'_>>,
+        token: Result<Agent, TokenRefusal>,
+    ) {
+        let Some(Line::Live(agent)) = self.connections.get(&from) else { return };
+        let agent = agent.clone();
+        self.counters.frames_in += 1;
+        let outcome = self.spend(now, &agent).and_then(|()| self.extend(now, &agent, &token?));
+        self.answer(now, &agent, id, outcome);
+    }
+
+    /// What `connection` has to write next. After a `Close` there is nothing more.
+    pub fn next_outgoing(&mut self, connection: ConnectionId) -> Option<Outgoing> {
+        match self.connections.get_mut(&connection)? {
+            Line::Leaving(farewell) => farewell.take().map(Outgoing::Close),
+            Line::Live(agent) => {
+                let member = self.members.get_mut(agent).expect("a live line has a member");
+                let frame = member.session.pop()?;
+                self.counters.frames_out += 1;
+                Some(Outgoing::Frame(frame))
+            }
+        }
+    }
+
+    /// A frame from the shell itself: fresh ICE servers.
+    pub fn push(&mut self, now: Now, connection: ConnectionId, frame: Bytes) {
+        if let Some(Line::Live(agent)) = self.connections.get(&connection) {
+            let agent = agent.clone();
+            self.push_aside(now, &agent, frame);
+        }
+    }
+
+    /// Counts a "no" that the shell says itself.
+    pub fn count_refusal(&mut self, refusal: &Refusal) {
+        let place = CODES.iter().position(|code| *code == refusal.code());
+        self.counters.errors[place.expect("every refusal has one of the codes")] += 1;
+    }
+
+    /// The connection is over.
+    pub fn leave(&mut self, now: Now, connection: ConnectionId, departure: Departure) {
+        let Some(Line::Live(agent)) = self.connections.remove(&connection) else { return };
+        if departure == Departure::Left || self.limits.resume_window.is_zero() {
+            self.end(now, &agent, None);
+        } else {
+            self.detach(now, &agent);
+        }
+    }
+
+    /// The connection does not take what it is sent: it is told to go, and its session waits.
+    pub fn hang_up(&mut self, now: Now, connection: ConnectionId) {
+        let Some(Line::Live(agent)) = self.connections.get(&connection) else { return };
+        let agent = agent.clone();
+        self.detach(now, &agent);
+        self.dismiss(connection, Farewell::Slow);
+    }
+
+    /// Tells every connection to come back later, spread, forgets all sessions, and lets nobody join.
+    pub fn restart(&mut self) {
+        let connected =
+            std::mem::take(&mut self.members).into_values().filter_map(|member| member.connection);
+        for (connection, reconnect_in) in connected.zip(RECONNECT.cycle()) {
+            self.dismiss(connection, Farewell::Restarting(reconnect_in));
+        }
+        self.rooms.clear();
+        self.deadlines.clear();
+        self.held_bytes = 0;
+    }
+
+    /// The moment to call [`Hub::handle_timeout`].
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.deadlines.first().map(|(at, _)| *at)
+    }
+
+    /// Ends sessions whose token or resume window is over.
+    pub fn handle_timeout(&mut self, now: Now) {
+        while let Some((_, agent)) = self.deadlines.first().filter(|(at, _)| *at <= now.mono).cloned() {
+            let member = &self.members[&agent];
+            if member.expires <= now.unix() {
+                self.end(now, &agent, Some(Farewell::Expired));
+            } else if member.gone_at.is_some_and(|at| at <= now.mono) {
+                self.end(now, &agent, None);
+            } else {
+                self.set_deadline(now, &agent);
+            }
+        }
+    }
+
+    /// Connections with something to write since this was last asked.
+    pub fn take_ready(&mut self) -> impl Iterator<Item = ConnectionId> + '_ {
+        self.ready.drain(..)
+    }
+
+    /// At most `limit` agents of `room`, in order, beginning after `after`; at least one, then at most `bytes`.
+    #[must_use]
+    pub fn page(&self, room: &Room, after: &str, limit: usize, bytes: usize) -> Page {
+        let Some(all) = self.rooms.get(room) else {
+            return Page { agents: vec![], agent_count: 0, next: None };
+        };
+        let mut rest = all.range::<str, _>((Bound::Excluded(after), Bound::Unbounded));
+        let (mut agents, mut size) = (Vec::new(), 0);
+        for agent in rest.by_ref().take(limit) {
+            let card = self.members[agent].card.clone();
+            size += listed_size(agent, card.as_deref());
+            agents.push((agent.clone(), card));
+            if size >= bytes {
+                break;
+            }
+        }
+        let next = rest.next().and_then(|_| agents.last()).map(|(agent, _)| agent.clone());
+        Page { agents, agent_count: all.len(), next }
+    }
+
+    /// How often to ping.
+    #[must_use]
+    pub fn heartbeat(&self) -> Duration {
+        self.limits.heartbeat
+    }
+
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        Counters {
+            connections: self.connections.len(),
+            agents: self.members.len(),
+            rooms: self.rooms.len(),
+            held_bytes: self.held_bytes,
+            ..self.counters.clone()
+        }
+    }
+}
+
+/// What the shell brings to a `join`.
+#[derive(Debug)]
+pub struct Join<'a> {
+    /// The id of the `hello`.
+    pub id: Option<FrameId<'a>>,
+    /// For the welcome; `None` when the token lacks the scope.
+    pub ice: Option<&'a RawValue>,
+    /// The session's name if it is a new one.
+    pub fresh: SessionId,
+}
+
+/// What a frame led to.
+enum Done {
+    Delivered,
+    /// To so many of the room.
+    Broadcast(usize),
+    Pong,
+    Renewed(u64),
+}
+
+// Frames.
+impl Hub {
+    fn obey(&mut self, now: Now, agent: &AgentId, incoming: &Incoming<'_>) -> Result<Done, Refusal> {
+        self.spend(now, agent)?;
+        if incoming.from.as_ref().is_some_and(|from| from != agent.as_str()) {
+            return Err(Refusal::BadFrame("from is not you".into()));
+        }
+        match &incoming.frame {
+            ClientFrame::Routed { kind, to: Some(to), body } => self.route(agent, *kind, to, *body),
+            ClientFrame::Routed { kind, to: None, body } => self.broadcast(agent, *kind, *body),
+            ClientFrame::Update { card } => {
+                self.replace_card(now, agent, Some(card.unwrap_or(RawValue::NULL)));
+                Ok(Done::Delivered)
+            }
+            ClientFrame::Received { up_to } => {
+                self.with_session(agent, |session, _| session.acknowledge(*up_to));
+                Ok(Done::Delivered)
+            }
+            ClientFrame::Ping => Ok(Done::Pong),
+            ClientFrame::Hello(_) => Err(Refusal::BadFrame("hello comes once".into())),
+            ClientFrame::Find => Err(Refusal::Unavailable("find is not served here")),
+            ClientFrame::Renew { .. } => Err(Refusal::Unavailable("renew is not served here")),
+        }
+    }
+
+    fn spend(&mut self, now: Now, agent: &AgentId) -> Result<(), Refusal> {
+        let Some(rate) = self.limits.rate else { return Ok(()) };
+        self.member(agent).bucket.take(now.mono, rate).map_err(Refusal::RateLimited)
+    }
+
+    fn route(
+        &mut self,
+        from: &AgentId,
+        kind: Kind,
+        to: &str,
+        body: Option<&RawValue>,
+    ) -> Result<Done, Refusal> {
+        if to == from.as_str() {
+            return Err(Refusal::BadFrame("to is yourself".into()));
+        }
+        let room = &self.members[from].room;
+        let (to, _) = self
+            .members
+            .get_key_value(to)
+            .filter(|(_, receiver)| receiver.room == *room)
+            .ok_or(Refusal::PeerUnavailable)?;
+        let to = to.clone();
+        let frame = Unnumbered::new(kind, from, Some(&to), body);
+        if self.deliver(&to, frame) { Ok(Done::Delivered) } else { Err(Refusal::QueueFull) }
+    }
+
+    fn broadcast(&mut self, from: &AgentId, kind: Kind, body: Option<&RawValue>) -> Result<Done, Refusal> {
+        if self.is_crowded(&self.members[from].room) {
+            return Err(Refusal::TooLarge("the room is too large for a message to everybody"));
+        }
+        let frame = Unnumbered::new(kind, from, None, body);
+        let others = self.others(from);
+        let reached = others.iter().filter(|to| self.deliver(to, frame.clone())).count();
+        Ok(Done::Broadcast(reached))
+    }
+
+    /// Whether there was room in the receiver's window, and in all of them together.
+    fn deliver(&mut self, to: &AgentId, frame: Unnumbered) -> bool {
+        if self.held_bytes + frame.size() > self.limits.held_bytes {
+            self.with_session(to, |session, _| session.forget_written());
+            if self.held_bytes + frame.size() > self.limits.held_bytes {
+                return false;
+            }
+        }
+        let delivered = self.with_session(to, |session, limits| session.push(frame, limits).is_ok());
+        if delivered {
+            self.counters.delivered += 1;
+            self.wake(to);
+        }
+        delivered
+    }
+
+    fn answer(&mut self, now: Now, agent: &AgentId, id: Option<FrameId<'_>>, outcome: Result<Done, Refusal>) {
+        let frame = match (outcome, id) {
+            (Err(refusal), id) => {
+                self.count_refusal(&refusal);
+                ServerFrame::error(id, &refusal)
+            }
+            (Ok(Done::Pong), id) => ServerFrame::Pong { id },
+            (Ok(Done::Renewed(expires)), id) => {
+                ServerFrame::Renewed { id, expires_at: std::time::UNIX_EPOCH + Duration::from_secs(expires) }
+            }
+            (Ok(Done::Delivered), Some(id)) => ServerFrame::Delivered { id, count: None },
+            (Ok(Done::Broadcast(count)), Some(id)) => ServerFrame::Delivered { id, count: Some(count) },
+            (Ok(Done::Delivered | Done::Broadcast(_)), None) => return,
+        };
+        self.push_aside(now, agent, frame.to_bytes());
+    }
+
+    fn extend(&mut self, now: Now, agent: &AgentId, token: &Agent) -> Result<Done, Refusal> {
+        let member = self.member(agent);
+        if token.id != *agent || token.room != member.room {
+            return Err(Refusal::Forbidden("the token is for another agent or another room"));
+        }
+        if !token.scopes.signal {
+            return Err(Refusal::Forbidden("the token lacks the scope signal"));
+        }
+        member.expires = token.expires;
+        self.set_deadline(now, agent);
+        Ok(Done::Renewed(token.expires))
+    }
+}
+
+// Coming and going.
+impl Hub {
+    fn resume(&mut self, now: Now, agent: &Agent, resume: Option<&Resume>, connection: ConnectionId) -> bool {
+        let Some(resume) = resume else { return false };
+        let Some(member) = self.members.get(&agent.id) else { return false };
+        if member.room != agent.room || member.session.id().as_str() != resume.session {
+            return false;
+        }
+        if self.with_session(&agent.id, |session, _| session.rewind(resume.after)).is_err() {
+            return false;
+        }
+        let member = self.member(&agent.id);
+        member.expires = agent.expires;
+        member.gone_at = None;
+        if let Some(older) = member.connection.replace(connection) {
+            self.dismiss(older, Farewell::Replaced);
+        }
+        self.set_deadline(now, &agent.id);
+        true
+    }
+
+    fn start(
+        &mut self,
+        now: Now,
+        agent: &Agent,
+        card: Option<&RawValue>,
+        fresh: SessionId,
+        connection: ConnectionId,
+    ) {
+        let member = Member {
+            room: agent.room.clone(),
+            card: card.map(|card| Arc::from(card.to_owned())),
+            expires: agent.expires,
+            session: Session::new(fresh),
+            connection: Some(connection),
+            gone_at: None,
+            deadline: now.mono,
+            bucket: Bucket::new(now.mono),
+        };
+        self.members.insert(agent.id.clone(), member);
+        self.rooms.entry(agent.room.clone()).or_default().insert(agent.id.clone());
+        self.set_deadline(now, &agent.id);
+        let joined = ServerFrame::AgentJoined(self.listed(&agent.id)).to_bytes();
+        self.tell_room(now, &agent.id, &joined);
+    }
+
+    fn welcome(&mut self, agent: &Agent, resumed: bool, id: Option<FrameId<'_>>, ice: Option<&RawValue>) {
+        let left = self.limits.max_frame.saturating_sub(WELCOME_FRAME + ice.map_or(0, |ice| ice.get().len()));
+        let everybody = &self.rooms[&agent.room];
+        let mut size = 0;
+        let agents = everybody
+            .iter()
+            .filter(|other| **other != agent.id)
+            .take(self.limits.presence_limit)
+            .map(|other| self.listed(other))
+            .take_while(|listed| {
+                size += listed_size(listed.agent, listed.card);
+                size <= left
+            })
+            .collect();
+        let frame = ServerFrame::Welcome(Welcome {
+            id,
+            agent: &agent.id,
+            room: &agent.room,
+            session: self.members[&agent.id].session.id(),
+            resumed,
+            ice,
+            agents,
+            agent_count: everybody.len() - 1,
+            heartbeat: self.limits.heartbeat.as_secs(),
+            limits: self.announced(),
+        })
+        .to_bytes();
+        self.member(&agent.id).session.push_welcome(frame);
+    }
+
+    fn announced(&self) -> Announced {
+        Announced {
+            max_frame: limited(self.limits.max_frame),
+            max_card: MAX_CARD,
+            messages_per_second: self.limits.rate.map(|rate| rate.per_second),
+            burst: self.limits.rate.map(|rate| rate.burst),
+            window_messages: limited(self.limits.window_messages),
+            window_bytes: limited(self.limits.window_bytes),
+            presence_limit: limited(self.limits.presence_limit),
+            resume_window: self.limits.resume_window.as_secs(),
+        }
+    }
+
+    /// Leaves a session without a connection, to be resumed for a while.
+    fn detach(&mut self, now: Now, agent: &AgentId) {
+        let gone_at = now.mono + self.limits.resume_window;
+        let member = self.member(agent);
+        member.connection = None;
+        member.gone_at = Some(gone_at);
+        member.session.drop_asides();
+        self.set_deadline(now, agent);
+    }
+
+    /// Ends the agent's session, if there is one.
+    fn end(&mut self, now: Now, agent: &AgentId, farewell: Option<Farewell>) {
+        if !self.members.contains_key(agent) {
+            return;
+        }
+        self.tell_room(now, agent, &ServerFrame::AgentLeft { agent }.to_bytes());
+        let member = self.members.remove(agent).expect("just seen");
+        self.held_bytes -= member.session.held_bytes();
+        self.deadlines.remove(&(member.deadline, agent.clone()));
+        if let Some(everybody) = self.rooms.get_mut(&member.room) {
+            everybody.remove(agent);
+            if everybody.is_empty() {
+                self.rooms.remove(&member.room);
+            }
+        }
+        if let (Some(connection), Some(farewell)) = (member.connection, farewell) {
+            self.dismiss(connection, farewell);
+        }
+    }
+
+    fn dismiss(&mut self, connection: ConnectionId, farewell: Farewell) {
+        self.connections.insert(connection, Line::Leaving(Some(farewell)));
+        self.ready.push(connection);
+    }
+
+    /// `None` leaves the card as it is, `null` takes it away.
+    fn replace_card(&mut self, now: Now, agent: &AgentId, card: Option<&RawValue>) {
+        let Some(card) = card else { return };
+        let member = self.member(agent);
+        if member.card.as_deref().map(RawValue::get) == Some(card.get()) {
+            return;
+        }
+        member.card = (card.get() != "null").then(|| Arc::from(card.to_owned()));
+        let updated = ServerFrame::AgentUpdated(self.listed(agent)).to_bytes();
+        self.tell_room(now, agent, &updated);
+    }
+
+    /// Presence, to all others of the agent's room unless there are too many.
+    fn tell_room(&mut self, now: Now, agent: &AgentId, news: &Bytes) {
+        if self.is_crowded(&self.members[agent].room) {
+            return;
+        }
+        for other in self.others(agent) {
+            self.push_aside(now, &other, news.clone());
+        }
+    }
+
+    fn set_deadline(&mut self, now: Now, agent: &AgentId) {
+        let member = self.members.get_mut(agent).expect("only members have deadlines");
+        let left = Duration::from_secs(member.expires.saturating_sub(now.unix())).min(LONGEST_WAIT);
+        let expiry = now.mono + left;
+        let deadline = member.gone_at.map_or(expiry, |gone_at| gone_at.min(expiry));
+        self.deadlines.remove(&(member.deadline, agent.clone()));
+        member.deadline = deadline;
+        self.deadlines.insert((deadline, agent.clone()));
+    }
+}
+
+// Looking things up.
+impl Hub {
+    fn member(&mut self, agent: &AgentId) -> &mut Member {
+        self.members.get_mut(agent).expect("only called for members")
+    }
+
+    /// Changes a session and keeps the sum of all.
+    fn with_session<T>(&mut self, agent: &AgentId, change: impl FnOnce(&mut Session, &Limits) -> T) -> T {
+        let session = &mut self.members.get_mut(agent).expect("only called for members").session;
+        let before = session.held_bytes();
+        let outcome = change(session, &self.limits);
+        self.held_bytes = self.held_bytes - before + session.held_bytes();
+        outcome
+    }
+
+    fn listed<'a>(&'a self, agent: &'a AgentId) -> Listed<'a> {
+        Listed { agent, card: self.members[agent].card.as_deref() }
+    }
+
+    fn others(&self, agent: &AgentId) -> Vec<AgentId> {
+        let everybody = &self.rooms[&self.members[agent].room];
+        everybody.iter().filter(|other| *other != agent).cloned().collect()
+    }
+
+    fn is_crowded(&self, room: &Room) -> bool {
+        self.rooms.get(room).is_some_and(|everybody| everybody.len() > self.limits.presence_limit)
+    }
+
+    /// Lost on an agent without a connection: it learns the present state when it resumes.
+    fn push_aside(&mut self, now: Now, agent: &AgentId, frame: Bytes) {
+        let member = self.member(agent);
+        let Some(connection) = member.connection else { return };
+        if member.session.push_aside(frame).is_ok() {
+            self.ready.push(connection);
+        } else {
+            self.hang_up(now, connection);
+        }
+    }
+
+    fn wake(&mut self, agent: &AgentId) {
+        if let Some(connection) = self.members[agent].connection {
+            self.ready.push(connection);
+        }
+    }
+}
+
+/// A limit worth telling.
+fn limited(limit: usize) -> Option<usize> {
+    (limit != usize::MAX).then_some(limit)
+}
+
+/// What an agent takes in a list of agents, about.
+fn listed_size(agent: &AgentId, card: Option<&RawValue>) -> usize {
+    agent.as_str().len() + card.map_or(0, |card| card.get().len()) + 32
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::{BTreeMap, BTreeSet},
+        fmt::Write,
+        time::{Duration, Instant, UNIX_EPOCH},
+    };
+
+    use serde_json::{Value, json};
+
+    use super::{ConnectionId, Departure, Farewell, Hello, Hub, Join, Limits, Line, Outgoing};
+    use crate::{
+        clock::Now,
+        credentials::token::{Agent, AgentId, Room, Scopes},
+        signaling::{
+            limits::Rate,
+            message::{self, ClientFrame, Resume, SessionId},
+            refusal::CODES,
+        },
+    };
+
+    const T0: u64 = 1_800_000_000;
+
+    fn limits() -> Limits {
+        Limits {
+            max_frame: 65536,
+            window_messages: 256,
+            window_bytes: 262_144,
+            resume_window: Duration::from_secs(60),
+            rate: None,
+            presence_limit: 256,
+            heartbeat: Duration::from_secs(25),
+            agents: 100,
+            held_bytes: 1 << 20,
+        }
+    }
+
+    /// Plays every line `TIME NAME > frame` and `TIME NAME ! event`, and checks that the hub writes exactly the lines
+    /// `TIME NAME < frame` after it. A name is a connection; `alice2` is a second connection of `alice`.
+    #[track_caller]
+    fn check(limits: Limits, capture: &str) {
+        let expected: Vec<_> = capture.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        let mut play = Play::new(limits);
+        for line in &expected {
+            let [time, name, way, what] = line.splitn(4, ' ').collect::<Vec<_>>()[..] else {
+                panic!("{line}")
+            };
+            if way != "<" {
+                play.advance(time.strip_suffix('s').unwrap().parse().unwrap());
+                writeln!(play.transcript, "{line}").unwrap();
+                play.act(name, way, what);
+                play.write_out();
+            }
+        }
+        assert_eq!(play.transcript.lines().collect::<Vec<_>>(), expected, "\n{}", play.transcript);
+    }
+
+    struct Play {
+        hub: Hub,
+        t0: Instant,
+        seconds: u64,
+        connections: BTreeMap<String, ConnectionId>,
+        sessions: BTreeMap<String, String>,
+        deaf: Vec<String>,
+        woken: BTreeSet<ConnectionId>,
+        /// The number that each agent must see next: every frame once, in order.
+        next_seq: BTreeMap<String, u64>,
+        transcript: String,
+    }
+
+    impl Play {
+        #[expect(clippy::disallowed_methods, reason = "an Instant cannot be made from nothing")]
+        fn new(limits: Limits) -> Self {
+            Self {
+                hub: Hub::new(limits),
+                t0: Instant::now(),
+                seconds: 0,
+                connections: BTreeMap::new(),
+                sessions: BTreeMap::new(),
+                deaf: vec![],
+                woken: BTreeSet::new(),
+                next_seq: BTreeMap::new(),
+                transcript: String::new(),
+            }
+        }
+
+        fn now(&self) -> Now {
+            let later = Duration::from_secs(self.seconds);
+            Now { mono: self.t0 + later, wall: UNIX_EPOCH + Duration::from_secs(T0) + later }
+        }
+
+        fn advance(&mut self, to: u64) {
+            while let Some(at) = self.hub.poll_timeout().filter(|at| *at <= self.t0 + Duration::from_secs(to))
+            {
+                self.seconds = self.seconds.max((at - self.t0).as_secs());
+                self.hub.handle_timeout(self.now());
+                self.write_out();
+            }
+            self.seconds = to;
+        }
+
+        fn act(&mut self, name: &str, way: &str, what: &str) {
+            let now = self.now();
+            match (way, what) {
+                (">", what) if what.starts_with("hello") => self.hello(name, what),
+                (">", what) => {
+                    let frame = frame(what);
+                    self.hub.handle(now, self.connections[name], message::parse(frame.as_bytes()));
+                }
+                ("!", "drops") => {
+                    self.hub.leave(now, self.connections.remove(name).unwrap(), Departure::Dropped)
+                }
+                ("!", "leaves") => {
+                    self.hub.leave(now, self.connections.remove(name).unwrap(), Departure::Left)
+                }
+                ("!", "stalls") => self.deaf.push(name.to_owned()),
+                ("!", "reads") => self.deaf.retain(|deaf| deaf != name),
+                ("!", "too-slow") => self.hub.hang_up(now, self.connections[name]),
+                ("!", "renews") => {
+                    let token = Ok(agent("alice", "main", T0 + 3600));
+                    self.hub.renew(now, self.connections[name], None, token);
+                }
+                ("!", "restarts") => self.hub.restart(),
+                ("!", "waits") => {}
+                other => panic!("{other:?}"),
+            }
+        }
+
+        /// `hello`, with `room=`, `ttl=`, `card=` or `resume=` after it.
+        fn hello(&mut self, name: &str, what: &str) {
+            let options: BTreeMap<_, _> = what.split(' ').filter_map(|word| word.split_once('=')).collect();
+            let ttl: u64 = options.get("ttl").map_or(3600, |ttl| ttl.parse().unwrap());
+            let who = name.trim_end_matches(char::is_numeric);
+            let agent = agent(who, options.get("room").unwrap_or(&"main"), T0 + self.seconds + ttl);
+            let card = options
+                .get("card")
+                .map(|name| serde_json::value::to_raw_value(&json!({"name": name})).unwrap());
+            let resume = options.get("resume").map(|after| Resume {
+                session: self.sessions.get(who).cloned().unwrap_or_default(),
+                after: after.parse().unwrap(),
+            });
+            let after = resume.as_ref().map_or(0, |resume| resume.after);
+            let hello = Hello { token: None, card: card.as_deref(), resume };
+            let fresh = SessionId::from_random(u128::from(self.hub.last_connection).to_be_bytes());
+            match self.hub.join(self.now(), &agent, &hello, Join { id: None, ice: None, fresh }) {
+                Ok(connection) => {
+                    self.connections.insert(name.to_owned(), connection);
+                    let resumed = Some(self.hub.members[&agent.id].session.id().as_str())
+                        == self.sessions.get(who).map(String::as_str);
+                    self.next_seq.insert(who.to_owned(), if resumed { after + 1 } else { 1 });
+                }
+                Err(refusal) => {
+                    writeln!(self.transcript, "{}s {name} < {}", self.seconds, refusal.code()).unwrap()
+                }
+            }
+        }
+
+        fn write_out(&mut self) {
+            self.woken.extend(self.hub.take_ready());
+            for (name, connection) in self.connections.clone() {
+                if self.deaf.contains(&name) {
+                    continue;
+                }
+                while let Some(outgoing) = self.hub.next_outgoing(connection) {
+                    assert!(self.woken.contains(&connection), "{name} was not woken");
+                    let line = match outgoing {
+                        Outgoing::Close(farewell) => self.close(&name, farewell),
+                        Outgoing::Frame(frame) => {
+                            self.summary(&name, &serde_json::from_slice(&frame).unwrap())
+                        }
+                    };
+                    writeln!(self.transcript, "{}s {name} < {line}", self.seconds).unwrap();
+                }
+                self.woken.remove(&connection);
+            }
+        }
+
+        fn close(&mut self, name: &str, farewell: Farewell) -> String {
+            let connection = self.connections.remove(name).unwrap();
+            self.hub.leave(self.now(), connection, Departure::Dropped);
+            let frame = farewell.frame().map(|frame| String::from_utf8(frame.to_vec()).unwrap() + " ");
+            format!("{}close {}", frame.unwrap_or_default(), farewell.close_code())
+        }
+
+        fn summary(&mut self, name: &str, frame: &Value) -> String {
+            if let Some(session) = frame["session"].as_str() {
+                let who = name.trim_end_matches(char::is_numeric);
+                self.sessions.insert(who.to_owned(), session.to_owned());
+            }
+            if let Some(seq) = frame["seq"].as_u64() {
+                let next = self.next_seq.get_mut(name.trim_end_matches(char::is_numeric)).unwrap();
+                assert_eq!(seq, *next, "{name} missed or repeated a frame");
+                *next += 1;
+            }
+            let mut line = frame["type"].as_str().unwrap().to_owned();
+            for member in [
+                "id",
+                "seq",
+                "from",
+                "to",
+                "polite",
+                "payload",
+                "candidate",
+                "agent",
+                "room",
+                "resumed",
+                "agentCount",
+                "count",
+                "code",
+                "retryAfter",
+                "expiresAt",
+            ] {
+                if let Some(value) = frame.get(member) {
+                    write!(line, " {member}={}", value.to_string().trim_matches('"')).unwrap();
+                }
+            }
+            if let Some(card) = frame.get("card") {
+                write!(line, " card={}", card["name"].as_str().unwrap()).unwrap();
+            }
+            for listed in frame["agents"].as_array().into_iter().flatten() {
+                write!(line, " +{}", listed["agent"].as_str().unwrap()).unwrap();
+            }
+            line
+        }
+    }
+
+    fn agent(id: &str, room: &str, expires: u64) -> Agent {
+        Agent {
+            id: AgentId::parse(id).unwrap(),
+            room: Room::parse(room).unwrap(),
+            scopes: Scopes::default(),
+            expires,
+            issued: None,
+        }
+    }
+
+    /// `offer to bob id=7`, or JSON as it is.
+    fn frame(what: &str) -> String {
+        if what.starts_with('{') {
+            return what.to_owned();
+        }
+        let mut words = what.split(' ');
+        let kind = words.next().unwrap();
+        let mut frame = json!({"type": kind});
+        match kind {
+            "offer" | "answer" => frame["sdp"] = json!("v=0"),
+            "message" => frame["payload"] = json!(1),
+            "iceCandidate" => frame["candidate"] = Value::Null,
+            _ => {}
+        }
+        while let Some(word) = words.next() {
+            match word.split_once('=') {
+                Some((member, value)) => frame[member] = serde_json::from_str(value).unwrap_or(json!(value)),
+                None if word == "to" => frame["to"] = json!(words.next().unwrap()),
+                None => panic!("{what}"),
+            }
+        }
+        frame.to_string()
+    }
+
+    #[test]
+    fn two_agents_meet() {
+        check(
+            limits(),
+            "
+            0s alice > hello
+            0s alice < welcome agent=alice room=main resumed=false agentCount=0
+            1s bob > hello card=Bob
+            1s alice < agentJoined agent=bob card=Bob
+            1s bob < welcome agent=bob room=main resumed=false agentCount=1 +alice
+            2s alice > offer to bob id=7
+            2s alice < delivered id=7
+            2s bob < offer seq=1 from=alice to=bob polite=true
+            2s bob > answer to alice
+            2s alice < answer seq=1 from=bob to=alice
+            2s bob > iceCandidate to alice
+            2s alice < iceCandidate seq=2 from=bob to=alice candidate=null
+            2s bob > offer to alice
+            2s alice < offer seq=3 from=bob to=alice polite=false
+            3s alice > message to bob payload=hi
+            3s bob < message seq=2 from=alice to=bob payload=hi
+            4s alice > bye to bob
+            4s bob < bye seq=3 from=alice to=bob
+            5s alice > ping id=x
+            5s alice < pong id=x
+            5s alice > ping
+            5s alice < pong
+            6s bob ! leaves
+            6s alice < agentLeft agent=bob
+            7s alice > bye to bob id=8
+            7s alice < error id=8 code=peerUnavailable
+            ",
+        );
+    }
+
+    #[test]
+    fn rooms_know_nothing_of_each_other() {
+        check(
+            limits(),
+            "
+            0s alice > hello
+            0s alice < welcome agent=alice room=main resumed=false agentCount=0
+            0s eve > hello room=other
+            0s eve < welcome agent=eve room=other resumed=false agentCount=0
+            1s eve > offer to alice id=1
+            1s eve < error id=1 code=peerUnavailable
+            1s eve > offer to nobody id=1
+            1s eve < error id=1 code=peerUnavailable
+            1s eve > {\"type\":\"bye\",\"id\":1,\"to\":\"\\u0000 no id\"}
+            1s eve < error id=1 code=peerUnavailable
+            1s eve > message id=2
+            1s eve < delivered id=2 count=0
+            1s eve ! leaves
+            ",
+        );
+    }
+
+    #[test]
+    fn a_message_without_to_goes_to_the_room() {
+        check(
+            limits(),
+            "
+            0s alice > hello
+            0s alice < welcome agent=alice room=main resumed=false agentCount=0
+            0s bob > hello
+            0s alice < agentJoined agent=bob
+            0s bob < welcome agent=bob room=main resumed=false agentCount=1 +alice
+            0s carol > hello
+            0s alice < agentJoined agent=carol
+            0s bob < agentJoined agent=carol
+            0s carol < welcome agent=carol room=main resumed=false agentCount=2 +alice +bob
+            1s alice > message to bob
+            1s bob < message seq=1 from=alice to=bob payload=1
+            1s alice > message id=1
+            1s alice < delivered id=1 count=2
+            1s bob < message seq=2 from=alice payload=1
+            1s carol < message seq=1 from=alice payload=1
+            ",
+        );
+    }
+
+    #[test]
+    fn cards_change() {
+        check(
+            limits(),
+            "
+            0s alice > hello card=A
+            0s alice < welcome agent=alice room=main resumed=false agentCount=0
+            0s bob > hello
+            0s alice < agentJoined agent=bob
+            0s bob < welcome agent=bob room=main resumed=false agentCount=1 +alice
+            1s alice > {\"type\":\"update\",\"card\":{\"name\":\"B\"},\"id\":1}
+            1s alice < delivered id=1
+            1s bob < agentUpdated agent=alice card=B
+            1s alice > {\"type\":\"update\",\"card\":{\"name\":\"B\"}}
+            1s alice > {\"type\":\"update\",\"card\":null}
+            1s bob < agentUpdated agent=alice
+            ",
+        );
+    }
+
+    #[test]
+    fn nobody_speaks_for_another() {
+        check(
+            limits(),
+            "
+            0s alice > hello
+            0s alice < welcome agent=alice room=main resumed=false agentCount=0
+            0s bob > hello
+            0s alice < agentJoined agent=bob
+            0s bob < welcome agent=bob room=main resumed=false agentCount=1 +alice
+            1s bob > bye to alice from=carol id=1
+            1s bob < error id=1 code=badFrame
+            1s bob > bye to alice from=bob
+            1s alice < bye seq=1 from=bob to=alice
+            1s bob > bye to bob id=2
+            1s bob < error id=2 code=badFrame
+            1s bob > {\"type\":\"hello\",\"id\":3}
+            1s bob < error id=3 code=badFrame
+            1s bob > nonsense id=4
+            1s bob < error id=4 code=badFrame
+            1s bob > {\"type\":
+            1s bob < error code=badFrame
+            ",
+        );
+    }
+
+    #[test]
+    fn the_newest_connection_takes_over() {
+        check(
+            limits(),
+            "
+            0s alice > hello
+            0s alice < welcome agent=alice room=main resumed=false agentCount=0
+            0s bob > hello
+            0s alice < agentJoined agent=bob
+            0s bob < welcome agent=bob room=main resumed=false agentCount=1 +alice
+            1s alice2 > hello
+            1s alice < {\"type\":\"replaced\"} close 4005
+            1s alice2 < welcome agent=alice room=main resumed=false agentCount=1 +bob
+            1s bob < agentLeft agent=alice
+            1s bob < agentJoined agent=alice
+            2s bob > bye to alice
+            2s alice2 < bye seq=1 from=bob to=alice
+            3s alice3 > hello room=other
+            3s alice2 < {\"type\":\"replaced\"} close 4005
+            3s alice3 < welcome agent=alice room=other resumed=false agentCount=0
+            3s bob < agentLeft agent=alice
+            ",
+        );
+    }
+
+    #[test]
+    fn a_replaced_connection_is_not_listened_to() {
+        check(
+            limits(),
+            "
+            0s alice > hello
+            0s alice < welcome agent=alice room=main resumed=false agentCount=0
+            0s alice ! stalls
+            1s alice2 > hello
+            1s alice2 < welcome agent=alice room=main resumed=false agentCount=0
+            1s alice > ping
+            1s alice ! reads
+            1s alice < {\"type\":\"replaced\"} close 4005
+            ",
+        );
+    }
+
+    #[test]
+    fn a_dropped_connection_is_resumed() {
+        check(
+            limits(),
+            "
+            0s alice > hello card=A
+            0s alice < welcome agent=alice room=main resumed=false agentCount=0
+            0s bob > hello
+            0s alice < agentJoined agent=bob
+            0s bob < welcome agent=bob room=main resumed=false agentCount=1 +alice
+            1s bob > message to alice payload=1
+            1s alice < message seq=1 from=bob to=alice payload=1
+            1s bob > message to alice payload=2
+            1s alice < message seq=2 from=bob to=alice payload=2
+            2s alice ! drops
+            3s bob > message to alice payload=3 id=3
+            3s bob < delivered id=3
+            9s alice > hello resume=1
+            9s alice < welcome agent=alice room=main resumed=true agentCount=1 +bob
+            9s alice < message seq=2 from=bob to=alice payload=2
+            9s alice < message seq=3 from=bob to=alice payload=3
+            10s alice > received upTo=3 id=1
+            10s alice < delivered id=1
+            11s alice2 > hello resume=2
+            11s alice < {\"type\":\"replaced\"} close 4005
+            11s alice2 < welcome agent=alice room=main resumed=false agentCount=1 +bob
+            11s bob < agentLeft agent=alice
+            11s bob < agentJoined agent=alice
+            ",
+        );
+    }
+
+    #[test]
+    fn a_resumed_session_takes_over_from_a_connection_that_still_seems_alive() {
+        check(
+            limits(),
+            "
+            0s alice > hello
+            0s alice < welcome agent=alice room=main resumed=false agentCount=0
+            1s alice2 > hello resume=0
+            1s alice < {\"type\":\"replaced\"} close 4005
+            1s alice2 < welcome agent=alice room=main resumed=true agentCount=0
+            2s alice3 > hello resume=0 room=other
+            2s alice2 < {\"type\":\"replaced\"} close 4005
+            2s alice3 < welcome agent=alice room=other resumed=false agentCount=0
+            ",
+        );
+    }
+
+    #[test]
+    fn after_the_resume_window_the_agent_has_left() {
+        check(
+            limits(),
+            "
+            0s alice > hello
+            0s alice < welcome agent=alice room=main resumed=false agentCount=0
+            0s bob > hello
+            0s alice < agentJoined agent=bob
+            0s bob < welcome agent=bob room=main resumed=false agentCount=1 +alice
+            5s alice ! drops
+            64s bob > bye to alice id=1
+            64s bob < delivered id=1
+            65s bob < agentLeft agent=alice
+            66s bob ! waits
+            67s bob > bye to alice id=2
+            67s bob < error id=2 code=peerUnavailable
+            68s alice > hello resume=0
+            68s alice < welcome agent=alice room=main resumed=false agentCount=1 +bob
+            68s bob < agentJoined agent=alice
+            ",
+        );
+    }
+
+    #[test]
+    fn a_session_ends_with_its_token() {
+        check(
+            limits(),
+            "
+            0s alice > hello ttl=90
+            0s alice < welcome agent=alice room=main resumed=false agentCount=0
+            0s bob > hello
+            0s alice < agentJoined agent=bob
+            0s bob < welcome agent=bob room=main resumed=false agentCount=1 +alice
+            90s alice < {\"type\":\"ended\",\"code\":\"expired\"} close 4001
+            90s bob < agentLeft agent=alice
+            91s bob ! waits
+            ",
+        );
+    }
+
+    #[test]
+    fn a_renewed_token_keeps_the_session() {
+        check(
+            limits(),
+            "
+            0s alice > hello ttl=90
+            0s alice < welcome agent=alice room=main resumed=false agentCount=0
+            1s alice ! renews
+            1s alice < renewed expiresAt=2027-01-15T09:00:00Z
+            90s alice > ping
+            90s alice < pong
+            91s bob > hello
+            91s alice < agentJoined agent=bob
+            91s bob < welcome agent=bob room=main resumed=false agentCount=1 +alice
+            91s bob ! renews
+            91s bob < error code=forbidden
+            3600s alice < {\"type\":\"ended\",\"code\":\"expired\"} close 4001
+            3600s bob < agentLeft agent=alice
+            3601s bob ! waits
+            ",
+        );
+    }
+
+    #[test]
+    fn too_many_frames_are_refused_and_say_for_how_long() {
+        check(
+            Limits { rate: Rate::new(1, 3), ..limits() },
+            "
+            0s alice > hello
+            0s alice < welcome agent=alice room=main resumed=false agentCount=0
+            0s alice > ping
+            0s alice < pong
+            0s alice > ping
+            0s alice < pong
+            0s alice > nonsense id=1
+            0s alice < error id=1 code=badFrame
+            0s alice > ping id=2
+            0s alice < error id=2 code=rateLimited retryAfter=1
+            0s alice > nonsense id=3
+            0s alice < error id=3 code=rateLimited retryAfter=1
+            1s alice > ping id=4
+            1s alice < pong id=4
+            ",
+        );
+    }
+
+    #[test]
+    fn a_full_window_is_the_senders_business() {
+        check(
+            Limits { window_messages: 2, ..limits() },
+            "
+            0s alice > hello
+            0s alice < welcome agent=alice room=main resumed=false agentCount=0
+            0s bob > hello
+            0s alice < agentJoined agent=bob
+            0s bob < welcome agent=bob room=main resumed=false agentCount=1 +alice
+            1s alice ! stalls
+            1s bob > bye to alice id=1
+            1s bob < delivered id=1
+            1s bob > bye to alice id=2
+            1s bob < delivered id=2
+            1s bob > bye to alice id=3
+            1s bob < error id=3 code=queueFull retryAfter=1
+            1s bob > message id=4
+            1s bob < delivered id=4 count=0
+            2s alice ! reads
+            2s alice < bye seq=1 from=bob to=alice
+            2s alice < bye seq=2 from=bob to=alice
+            2s bob > bye to alice id=5
+            2s alice < bye seq=3 from=bob to=alice
+            2s bob < delivered id=5
+            ",
+        );
+    }
+
+    #[test]
+    fn a_connection_that_does_not_read_is_closed_and_its_session_waits() {
+        check(
+            limits(),
+            "
+            0s alice > hello
+            0s alice < welcome agent=alice room=main resumed=false agentCount=0
+            0s bob > hello
+            0s alice < agentJoined agent=bob
+            0s bob < welcome agent=bob room=main resumed=false agentCount=1 +alice
+            1s alice ! too-slow
+            1s alice < close 4003
+            2s bob > bye to alice id=1
+            2s bob < delivered id=1
+            3s alice > hello resume=0
+            3s alice < welcome agent=alice room=main resumed=true agentCount=1 +bob
+            3s alice < bye seq=1 from=bob to=alice
+            ",
+        );
+    }
+
+    #[test]
+    fn answers_that_nobody_reads_close_the_connection() {
+        let mut play = Play::new(limits());
+        play.act("alice", ">", "hello");
+        play.act("alice", "!", "stalls");
+        for _ in 0..2000 {
+            play.act("alice", ">", "ping");
+        }
+        play.act("alice", "!", "reads");
+        play.write_out();
+        assert_eq!(play.transcript, "0s alice < close 4003\n");
+    }
+
+    #[test]
+    fn large_rooms_have_no_presence() {
+        check(
+            Limits { presence_limit: 2, ..limits() },
+            "
+            0s alice > hello
+            0s alice < welcome agent=alice room=main resumed=false agentCount=0
+            0s bob > hello
+            0s alice < agentJoined agent=bob
+            0s bob < welcome agent=bob room=main resumed=false agentCount=1 +alice
+            0s carol > hello
+            0s carol < welcome agent=carol room=main resumed=false agentCount=2 +alice +bob
+            0s dave > hello
+            0s dave < welcome agent=dave room=main resumed=false agentCount=3 +alice +bob
+            1s alice > message id=1
+            1s alice < error id=1 code=tooLarge
+            1s carol ! leaves
+            2s bob > bye to dave
+            2s dave < bye seq=1 from=bob to=dave
+            ",
+        );
+    }
+
+    #[test]
+    fn the_instance_holds_so_many_agents() {
+        check(
+            Limits { agents: 1, ..limits() },
+            "
+            0s alice > hello
+            0s alice < welcome agent=alice room=main resumed=false agentCount=0
+            0s bob > hello
+            0s bob < unavailable
+            0s alice2 > hello
+            0s alice < {\"type\":\"replaced\"} close 4005
+            0s alice2 < welcome agent=alice room=main resumed=false agentCount=0
+            ",
+        );
+    }
+
+    #[test]
+    fn the_windows_of_all_are_bounded_together() {
+        let mut play = Play::new(Limits { held_bytes: 100, ..limits() });
+        for name in ["alice", "bob", "carol"] {
+            play.act(name, ">", "hello");
+        }
+        play.write_out();
+        for to in ["alice", "alice", "bob", "alice", "bob"] {
+            play.act("carol", ">", &format!("bye to {to}"));
+            play.write_out();
+        }
+        let delivered = play.transcript.lines().filter(|line| line.contains("bye")).count();
+        assert_eq!(delivered, 5, "what is written makes room: {}", play.transcript);
+        play.act("alice", "!", "stalls");
+        for _ in 0..6 {
+            play.act("carol", ">", "bye to alice id=1");
+        }
+        assert!(play.hub.counters().held_bytes <= 100);
+        play.write_out();
+        assert!(play.transcript.contains("code=queueFull"));
+        for name in ["alice", "bob", "carol"] {
+            play.act(name, "!", "leaves");
+        }
+        assert_eq!(play.hub.counters().held_bytes, 0);
+    }
+
+    #[test]
+    fn a_restart_spreads_the_agents_return() {
+        let mut play = Play::new(limits());
+        for name in ["alice", "bob", "carol"] {
+            play.act(name, ">", "hello");
+        }
+        play.act("bob", "!", "drops");
+        play.write_out();
+        play.transcript.clear();
+        play.act("all", "!", "restarts");
+        play.write_out();
+        for wait in ["1", "2"] {
+            let frame =
+                format!("{{\"type\":\"restarting\",\"reconnectIn\":{wait},\"tryFor\":60}} close 1012");
+            assert!(play.transcript.contains(&frame), "{}", play.transcript);
+        }
+        let counters = play.hub.counters();
+        assert_eq!((counters.agents, counters.rooms, play.hub.poll_timeout()), (0, 0, None));
+    }
+
+    #[test]
+    fn a_room_is_listed_in_pages() {
+        let mut play = Play::new(limits());
+        for name in ["a", "b", "c", "d"] {
+            play.act(name, ">", "hello card=x");
+        }
+        play.act("e", ">", "hello room=other");
+        let ids = |after: &str, limit, bytes| {
+            let page = play.hub.page(&Room::main(), after, limit, bytes);
+            let ids: Vec<_> = page.agents.iter().map(|(agent, _)| agent.as_str().to_owned()).collect();
+            (ids.join(""), page.next.map(|next| next.as_str().to_owned()), page.agent_count)
+        };
+        assert_eq!(ids("", 9, 9999), ("abcd".to_owned(), None, 4));
+        assert_eq!(ids("", 2, 9999), ("ab".to_owned(), Some("b".to_owned()), 4));
+        assert_eq!(ids("b", 2, 9999), ("cd".to_owned(), None, 4));
+        assert_eq!(ids("", 9, 1), ("a".to_owned(), Some("a".to_owned()), 4));
+        assert_eq!(play.hub.page(&Room::parse("none").unwrap(), "", 9, 9).agent_count, 0);
+    }
+
+    #[test]
+    fn everything_is_counted_and_nothing_stays() {
+        let mut play = Play::new(limits());
+        play.act("alice", ">", "hello");
+        play.act("bob", ">", "hello");
+        play.act("alice", ">", "message");
+        play.act("alice", ">", "nonsense");
+        play.write_out();
+        let counters = play.hub.counters();
+        assert_eq!((counters.connections, counters.agents, counters.rooms), (2, 2, 1));
+        assert_eq!((counters.frames_in, counters.frames_out, counters.delivered), (4, 5, 1));
+        let bad_frames = CODES.iter().position(|code| *code == "badFrame").unwrap();
+        assert_eq!((counters.errors[bad_frames], counters.errors.iter().sum::<u64>()), (1, 1));
+        play.act("alice", "!", "leaves");
+        play.act("bob", "!", "drops");
+        play.advance(60);
+        let counters = play.hub.counters();
+        assert_eq!(
+            (counters.connections, counters.agents, counters.rooms, counters.held_bytes),
+            (0, 0, 0, 0)
+        );
+        assert!(matches!(message::parse(br#"{"type":"find"}"#).unwrap().frame, ClientFrame::Find));
+    }
+
+    /// What must be true of the hub at any time.
+    fn assert_consistent(hub: &Hub) {
+        assert_eq!(hub.deadlines.len(), hub.members.len());
+        let mut in_rooms = 0;
+        for (room, everybody) in &hub.rooms {
+            assert!(!everybody.is_empty());
+            assert!(everybody.iter().all(|agent| hub.members[agent].room == *room));
+            in_rooms += everybody.len();
+        }
+        assert_eq!(in_rooms, hub.members.len());
+        for (agent, member) in &hub.members {
+            assert!(hub.deadlines.contains(&(member.deadline, agent.clone())));
+            assert_ne!(member.connection.is_some(), member.gone_at.is_some());
+            if let Some(connection) = member.connection {
+                assert!(matches!(&hub.connections[&connection], Line::Live(live) if live == agent));
+            }
+        }
+        let live = hub.connections.values().filter(|line| matches!(line, Line::Live(_))).count();
+        assert_eq!(live, hub.members.values().filter(|member| member.connection.is_some()).count());
+        let held: usize = hub.members.values().map(|member| member.session.held_bytes()).sum();
+        assert_eq!(held, hub.held_bytes);
+        assert!(held <= hub.limits.held_bytes);
+    }
+
+    const WHO: [&str; 4] = ["alice", "bob", "carol", "dave"];
+    const WHAT: [&str; 14] = [
+        "> hello",
+        "> hello room=other",
+        "> hello ttl=40 card=X",
+        "> hello resume=0",
+        "> hello resume=2",
+        "! drops",
+        "! leaves",
+        "! too-slow",
+        "! stalls",
+        "! reads",
+        "> message",
+        "> message to alice",
+        "> offer to bob id=1",
+        "> received upTo=1",
+    ];
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_agents_do_the_hub_is_consistent(
+            steps in proptest::collection::vec((0..WHO.len(), 0..WHAT.len(), 0..30_u64), 1..120)
+        ) {
+            let small = Limits { window_messages: 3, held_bytes: 400, presence_limit: 3, ..limits() };
+            let mut play = Play::new(small);
+            for (who, what, pause) in steps {
+                let (name, (way, what)) = (WHO[who], WHAT[what].split_once(' ').unwrap());
+                play.advance(play.seconds + pause / 10);
+                if way == "!" || !what.starts_with("hello") {
+                    if !play.connections.contains_key(name) {
+                        continue;
+                    }
+                } else if let Some(older) = play.connections.remove(name) {
+                    // The older socket breaks just then.
+                    play.hub.leave(play.now(), older, Departure::Dropped);
+                }
+                play.act(name, way, what);
+                play.write_out();
+                assert_consistent(&play.hub);
+            }
+            play.deaf.clear();
+            play.write_out();
+            for (_, connection) in std::mem::take(&mut play.connections) {
+                play.hub.leave(play.now(), connection, Departure::Dropped);
+            }
+            play.advance(play.seconds + 60);
+            assert_consistent(&play.hub);
+            proptest::prop_assert!(play.hub.members.is_empty() && play.hub.connections.is_empty());
+        }
+
+        #[test]
+        fn no_bytes_are_too_odd_to_parse(bytes: Vec<u8>, text in r#"[{}\[\]",:a-z0-9\\]{0,60}"#) {
+            drop(message::parse(&bytes).map(|frame| format!("{frame:?}")));
+            drop(message::parse(text.as_bytes()).map(|frame| format!("{frame:?}")));
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Sizes, rates, counts.
+
+use std::time::{Duration, Instant};
+
+/// Below the 30 seconds after which the most impatient proxies cut an idle connection.
+pub const HEARTBEAT: Duration = Duration::from_secs(25);
+
+/// Bytes of an agent's card.
+pub const MAX_CARD: usize = 8192;
+
+/// Frames and bytes that nobody numbered (answers, presence) waiting for one connection.
+pub const MAX_ASIDES: usize = 1024;
+pub const MAX_ASIDE_BYTES: usize = 1 << 20;
+
+/// What one agent, one room, and all of them together may take.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    pub max_frame: usize,
+    pub window_messages: usize,
+    pub window_bytes: usize,
+    pub resume_window: Duration,
+    pub rate: Option<Rate>,
+    pub presence_limit: usize,
+    /// How often agents are pinged; one that is silent for two of these is given up.
+    pub heartbeat: Duration,
+    /// Agents with a session, connected or waiting to resume.
+    pub agents: usize,
+    /// Bytes in the windows of all sessions together.
+    pub held_bytes: usize,
+}
+
+/// So many a second, and so many at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    pub per_second: u32,
+    pub burst: u32,
+}
+
+impl Rate {
+    /// `None` (unlimited) when `per_second` is 0.
+    #[must_use]
+    pub fn new(per_second: u32, burst: u32) -> Option<Self> {
+        (per_second > 0).then(|| Self { per_second, burst: burst.max(1) })
+    }
+}
+
+/// A bucket of a [`Rate`]'s tokens, kept as the one instant at which it is full again.
+#[derive(Clone, Copy, Debug)]
+pub struct Bucket {
+    full_at: Instant,
+}
+
+impl Bucket {
+    /// A full one.
+    #[must_use]
+    pub fn new(now: Instant) -> Self {
+        Self { full_at: now }
+    }
+
+    /// Takes one token.
+    ///
+    /// # Errors
+    /// How long until there is one.
+    pub fn take(&mut self, now: Instant, rate: Rate) -> Result<(), Duration> {
+        let interval = Duration::from_secs(1) / rate.per_second;
+        let full_at = self.full_at.max(now) + interval;
+        let beyond = (full_at - now).saturating_sub(interval * rate.burst);
+        if beyond.is_zero() {
+            self.full_at = full_at;
+            Ok(())
+        } else {
+            Err(beyond)
+        }
+    }
+
+    /// Whether forgetting this bucket changes nothing.
+    #[must_use]
+    pub fn is_full(&self, now: Instant) -> bool {
+        self.full_at <= now
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::{Bucket, Rate};
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "an Instant cannot be made from nothing")]
+    fn a_burst_then_the_rate() {
+        let t0 = Instant::now();
+        let rate = Rate::new(2, 3).unwrap();
+        let mut bucket = Bucket::new(t0);
+        for _ in 0..3 {
+            assert_eq!(bucket.take(t0, rate), Ok(()));
+        }
+        assert_eq!(bucket.take(t0, rate), Err(Duration::from_millis(500)));
+        assert_eq!(bucket.take(t0 + Duration::from_millis(500), rate), Ok(()));
+        assert!(!bucket.is_full(t0 + Duration::from_millis(1999)));
+        assert!(bucket.is_full(t0 + Duration::from_secs(2)));
+        assert_eq!(Rate::new(0, 9), None);
+    }
+}

@@ -1,0 +1,284 @@
+//! One agent's session: the frames for it in order, numbered, and kept until they have arrived.
+//!
+//! A session outlives its connection. What is written stays for replay as long as there is room; only what is not
+//! written yet fills the window.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use super::{
+    limits::{Limits, MAX_ASIDE_BYTES, MAX_ASIDES},
+    message::{SessionId, Unnumbered},
+};
+
+/// The frames of one session, written and not.
+#[derive(Debug)]
+pub struct Session {
+    id: SessionId,
+    last_seq: u64,
+    /// Written, oldest first.
+    written: VecDeque<Numbered>,
+    /// To be written, in order.
+    waiting: VecDeque<Waiting>,
+    written_bytes: usize,
+    waiting_frames: usize,
+    waiting_bytes: usize,
+    asides: usize,
+    aside_bytes: usize,
+}
+
+#[derive(Debug)]
+struct Numbered {
+    seq: u64,
+    frame: Unnumbered,
+}
+
+#[derive(Debug)]
+enum Waiting {
+    Numbered(Numbered),
+    /// An answer or presence: of use to the present connection only.
+    Aside(Bytes),
+}
+
+/// The window holds no more.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Full;
+
+/// What would have to be replayed is no longer held, or was never sent.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Gone;
+
+impl Session {
+    #[must_use]
+    pub fn new(id: SessionId) -> Self {
+        Self {
+            id,
+            last_seq: 0,
+            written: VecDeque::new(),
+            waiting: VecDeque::new(),
+            written_bytes: 0,
+            waiting_frames: 0,
+            waiting_bytes: 0,
+            asides: 0,
+            aside_bytes: 0,
+        }
+    }
+
+    #[must_use]
+    pub fn id(&self) -> &SessionId {
+        &self.id
+    }
+
+    /// Bytes held for delivery and replay.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.written_bytes + self.waiting_bytes
+    }
+
+    /// Numbers a frame and lets it wait to be written. Written ones make room for it, oldest first.
+    ///
+    /// # Errors
+    /// When the window is full of frames that are not written yet.
+    pub fn push(&mut self, frame: Unnumbered, limits: &Limits) -> Result<(), Full> {
+        let size = frame.size();
+        if self.waiting_frames >= limits.window_messages || self.waiting_bytes + size > limits.window_bytes {
+            return Err(Full);
+        }
+        while self.waiting_frames + self.written.len() >= limits.window_messages
+            || self.held_bytes() + size > limits.window_bytes
+        {
+            if !self.forget_oldest() {
+                break;
+            }
+        }
+        self.last_seq += 1;
+        self.waiting_frames += 1;
+        self.waiting_bytes += size;
+        self.waiting.push_back(Waiting::Numbered(Numbered { seq: self.last_seq, frame }));
+        Ok(())
+    }
+
+    /// Lets an answer or presence wait for the present connection.
+    ///
+    /// # Errors
+    /// When too much waits already: the connection does not keep up.
+    pub fn push_aside(&mut self, frame: Bytes) -> Result<(), Full> {
+        if self.asides >= MAX_ASIDES || self.aside_bytes + frame.len() > MAX_ASIDE_BYTES {
+            return Err(Full);
+        }
+        self.asides += 1;
+        self.aside_bytes += frame.len();
+        self.waiting.push_back(Waiting::Aside(frame));
+        Ok(())
+    }
+
+    /// Puts the welcome before everything else.
+    pub fn push_welcome(&mut self, frame: Bytes) {
+        self.asides += 1;
+        self.aside_bytes += frame.len();
+        self.waiting.push_front(Waiting::Aside(frame));
+    }
+
+    /// The next frame to write.
+    pub fn pop(&mut self) -> Option<Bytes> {
+        match self.waiting.pop_front()? {
+            Waiting::Aside(frame) => {
+                self.asides -= 1;
+                self.aside_bytes -= frame.len();
+                Some(frame)
+            }
+            Waiting::Numbered(numbered) => {
+                let frame = numbered.frame.numbered(numbered.seq);
+                self.waiting_frames -= 1;
+                self.waiting_bytes -= numbered.frame.size();
+                self.written_bytes += numbered.frame.size();
+                self.written.push_back(numbered);
+                Some(frame)
+            }
+        }
+    }
+
+    /// Lets go of what has arrived.
+    pub fn acknowledge(&mut self, up_to: u64) {
+        while self.written.front().is_some_and(|oldest| oldest.seq <= up_to) {
+            self.forget_oldest();
+        }
+    }
+
+    /// Goes back to just after number `after`, for a new connection.
+    ///
+    /// # Errors
+    /// When a frame after it is no longer held, or `after` was never sent. Nothing has changed then.
+    pub fn rewind(&mut self, after: u64) -> Result<(), Gone> {
+        let next_unwritten = self.last_seq + 1 - self.waiting_frames as u64;
+        let oldest_held = self.written.front().map_or(next_unwritten, |oldest| oldest.seq);
+        if after >= next_unwritten || after + 1 < oldest_held {
+            return Err(Gone);
+        }
+        self.acknowledge(after);
+        self.drop_asides();
+        while let Some(numbered) = self.written.pop_back() {
+            self.written_bytes -= numbered.frame.size();
+            self.waiting_frames += 1;
+            self.waiting_bytes += numbered.frame.size();
+            self.waiting.push_front(Waiting::Numbered(numbered));
+        }
+        Ok(())
+    }
+
+    /// Forgets what only the connection that just ended could use, and gives its memory back.
+    pub fn drop_asides(&mut self) {
+        self.waiting.retain(|waiting| matches!(waiting, Waiting::Numbered(_)));
+        self.waiting.shrink_to_fit();
+        (self.asides, self.aside_bytes) = (0, 0);
+    }
+
+    /// Lets go of all that is written, when memory is short everywhere.
+    pub fn forget_written(&mut self) {
+        self.written = VecDeque::new();
+        self.written_bytes = 0;
+    }
+
+    fn forget_oldest(&mut self) -> bool {
+        let Some(oldest) = self.written.pop_front() else { return false };
+        self.written_bytes -= oldest.frame.size();
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{Full, Gone, Limits, Session, SessionId, Unnumbered};
+    use crate::{credentials::token::AgentId, signaling::message::Kind};
+
+    fn limits(window_messages: usize, window_bytes: usize) -> Limits {
+        Limits {
+            max_frame: 65536,
+            window_messages,
+            window_bytes,
+            resume_window: Duration::from_secs(60),
+            rate: None,
+            presence_limit: 256,
+            heartbeat: Duration::from_secs(25),
+            agents: 10,
+            held_bytes: usize::MAX,
+        }
+    }
+
+    fn session() -> Session {
+        Session::new(SessionId::from_random([0; 16]))
+    }
+
+    fn bye() -> Unnumbered {
+        Unnumbered::new(Kind::Bye, &AgentId::parse("a").unwrap(), None, None)
+    }
+
+    /// The numbers of what is written next.
+    fn write(session: &mut Session, frames: usize) -> Vec<u64> {
+        let seq = |frame: &[u8]| serde_json::from_slice::<serde_json::Value>(frame).unwrap()["seq"].as_u64();
+        (0..frames).filter_map(|_| session.pop()).map(|frame| seq(&frame).unwrap_or(0)).collect()
+    }
+
+    #[test]
+    fn only_unwritten_frames_fill_the_window() {
+        let limits = limits(3, 1000);
+        let mut session = session();
+        for _ in 0..3 {
+            session.push(bye(), &limits).unwrap();
+        }
+        assert_eq!(session.push(bye(), &limits), Err(Full));
+        assert_eq!(write(&mut session, 2), [1, 2]);
+        session.push(bye(), &limits).unwrap();
+        session.push(bye(), &limits).unwrap();
+        assert_eq!(session.push(bye(), &limits), Err(Full));
+        assert_eq!(session.rewind(0), Err(Gone), "1 and 2 made room");
+        assert_eq!(session.rewind(2), Ok(()));
+        assert_eq!(write(&mut session, 9), [3, 4, 5]);
+    }
+
+    #[test]
+    fn bytes_fill_the_window_too() {
+        let size = bye().size();
+        let limits = limits(100, 2 * size);
+        let mut session = session();
+        session.push(bye(), &limits).unwrap();
+        session.push(bye(), &limits).unwrap();
+        assert_eq!(session.push(bye(), &limits), Err(Full));
+        write(&mut session, 1);
+        session.push(bye(), &limits).unwrap();
+        assert_eq!(session.held_bytes(), 2 * size);
+    }
+
+    #[test]
+    fn resume_replays_what_did_not_arrive() {
+        let limits = limits(10, 1000);
+        let mut session = session();
+        for _ in 0..4 {
+            session.push(bye(), &limits).unwrap();
+        }
+        session.push_aside("0".into()).unwrap();
+        assert_eq!(write(&mut session, 3), [1, 2, 3]);
+        assert_eq!(session.rewind(4), Err(Gone), "4 was never written");
+        assert_eq!(session.rewind(u64::MAX), Err(Gone));
+        assert_eq!(session.rewind(1), Ok(()));
+        session.push_welcome("0".into());
+        session.push(bye(), &limits).unwrap();
+        assert_eq!(write(&mut session, 9), [0, 2, 3, 4, 5], "the aside is gone, the rest in order");
+        assert_eq!(session.rewind(0), Err(Gone), "1 was acknowledged");
+        session.acknowledge(4);
+        assert_eq!(session.rewind(3), Err(Gone));
+        assert_eq!(session.rewind(5), Ok(()));
+        assert_eq!((write(&mut session, 9), session.held_bytes()), (vec![], 0));
+    }
+
+    #[test]
+    fn asides_are_bounded() {
+        let mut session = session();
+        let pushed = (0..2000).take_while(|_| session.push_aside("{}".into()).is_ok()).count();
+        assert_eq!(pushed, 1024);
+        assert_eq!(session.push(bye(), &limits(1, 1000)), Ok(()), "and take no room in the window");
+    }
+}

@@ -1,0 +1,134 @@
+"""The example agents, each started in a site as a user would start it, and what it reported in the end."""
+
+import functools
+import http.server
+import json
+import os
+import pathlib
+import re
+import ssl
+import subprocess
+import threading
+import urllib.parse
+
+from appliance import PAGES, ROOT
+from net import PUBLIC, run
+
+EXAMPLES = ROOT / "examples"
+PYTHON = ROOT / "target/lab/venv/bin/python"
+KINDS = {
+    "node-datachannel": ["node", EXAMPLES / "node-datachannel/agent.mjs"],
+    "werift": ["node", EXAMPLES / "werift/agent.mjs"],
+    "aiortc": [PYTHON, EXAMPLES / "python/agent.py"],
+    "chromium": None,
+}
+MESH = ["node", EXAMPLES / "mesh/agent.mjs"]
+# Those that send candidates as they find them.
+TRICKLES = {"node-datachannel", "werift", "chromium"}
+
+
+class Agent:
+    """One running agent."""
+
+    def __init__(self, kind, site, appliance, name, directory, **options):
+        self.kind, self.name = kind, name
+        options = {"token": appliance.token(name), **options}
+        if kind == "chromium":
+            command, environment = chromium(appliance, directory, options)
+        else:
+            flags = [part for key, value in options.items() for part in flag(key, value)]
+            command = [*KINDS.get(kind, MESH), appliance.url, "--ca", appliance.ca, *flags]
+            environment = dict(os.environ)
+        self.log = open(directory / f"{name}.log", "w+")
+        self.process = subprocess.Popen(
+            site.command(*command), stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment
+        )
+
+    def result(self, timeout):
+        """The last line it printed, once it has ended; a browser ends when it has printed it."""
+        try:
+            if self.kind == "chromium":
+                return self.result_in_console(timeout)
+            output, _ = self.process.communicate(timeout=timeout)
+            return json.loads(output.strip().splitlines()[-1])
+        except (subprocess.TimeoutExpired, ValueError, IndexError) as problem:
+            raise AssertionError(f"{self.name} ({self.kind}) gave no result: {problem}\n{self.tail()}") from None
+        finally:
+            self.stop()
+
+    def result_in_console(self, timeout):
+        timer = threading.Timer(timeout, self.process.kill)
+        timer.start()
+        try:
+            for line in self.process.stdout:
+                self.log.write(line)
+                if found := re.search(r'CONSOLE[^"]*"RESULT (\{.*\})"', line):
+                    return json.loads(found[1])
+        finally:
+            timer.cancel()
+        raise ValueError("the page did not finish")
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+
+    def tail(self):
+        self.log.seek(0)
+        return "".join(self.log.readlines()[-30:])
+
+
+def flag(key, value):
+    """`relay_only=True` is `--relay-only`."""
+    name = "--" + key.replace("_", "-")
+    return [] if value in (None, False) else [name] if value is True else [name, str(value)]
+
+
+def chromium(appliance, directory, options):
+    """A browser with a home of its own, whose only addition is our authority among the trusted ones."""
+    home = directory / f"home-{options['token'][-8:]}"
+    database = home / ".pki/nssdb"
+    database.mkdir(parents=True)
+    run("certutil", "-d", f"sql:{database}", "-N", "--empty-password")
+    run("certutil", "-d", f"sql:{database}", "-A", "-n", "lab", "-t", "C,,", "-i", str(appliance.ca))
+    options = {key: value for key, value in options.items() if value not in (None, False)}
+    fragment = urllib.parse.urlencode({"url": appliance.url, **options})
+    command = [
+        "chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+        "--disable-background-networking", "--no-first-run", f"--user-data-dir={home}/profile",
+        "--enable-logging=stderr", f"{appliance.pages}/index.html#{fragment}",
+    ]  # fmt: skip
+    # The console goes to stderr; here it is read like the others' stdout.
+    return ["sh", "-c", 'exec "$@" 2>&1', "sh", *command], {**os.environ, "HOME": str(home)}
+
+
+class Pages:
+    """Serves the browser example over HTTPS from the public namespace: run as `python agents.py CERT KEY`."""
+
+    def __init__(self, appliance):
+        certs = appliance.certs
+        command = appliance.net.public.command("python3", __file__, certs / "cert.pem", certs / "key.pem")
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.process.stdout.readline()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+
+
+def serve_pages(certificate, key):
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=EXAMPLES / "browser")
+    server = http.server.ThreadingHTTPServer((PUBLIC[4], PAGES), handler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    print("ready", flush=True)
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    import sys
+
+    serve_pages(*map(pathlib.Path, sys.argv[1:]))

@@ -1,0 +1,63 @@
+"""Halfway itself, in the public namespace of a test network."""
+
+import os
+import pathlib
+import re
+import subprocess
+
+from net import PUBLIC, run
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BINARY = os.environ.get("HALFWAY_BINARY", str(ROOT / "target/release/halfway"))
+HTTPS = 8443
+PAGES = 8444
+
+
+class Appliance:
+    """A running `halfway serve`, with a certificate by a throw-away authority."""
+
+    def __init__(self, net, directory, *flags):
+        self.net, self.data = net, directory / "data"
+        certs = directory / "certs"
+        run("bash", str(ROOT / "certs/make-ca.sh"), str(certs), PUBLIC[4], PUBLIC[6])
+        self.ca = certs / "ca.pem"
+        config = directory / "halfway.toml"
+        config.write_text(
+            f'data_dir = "{self.data}"\n'
+            f'public_ips = ["{PUBLIC[4]}", "{PUBLIC[6]}"]\n'
+            f'[http]\ncert = "{certs}/cert.pem"\nkey = "{certs}/key.pem"\n'
+            f'listen = ["[::]:{HTTPS}"]\nallowed_origins = ["https://{PUBLIC[4]}:{PAGES}"]\n'
+        )
+        self.config, self.flags = config, flags
+        self.url = f"https://{PUBLIC[4]}:{HTTPS}"
+        self.pages = f"https://{PUBLIC[4]}:{PAGES}"
+        self.certs = certs
+
+    def __enter__(self):
+        command = self.net.public.command(BINARY, "--config", self.config, "serve", *self.flags)
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.log = []
+        for line in self.process.stderr:
+            self.log.append(line)
+            if " ready " in line:
+                # Nobody reads on, and a full pipe would stop it: the rest goes to our own stderr.
+                self.drain = subprocess.Popen(["cat"], stdin=self.process.stderr, stdout=subprocess.DEVNULL)
+                return self
+        raise RuntimeError("halfway did not start:\n" + "".join(self.log))
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        self.drain.wait()
+
+    def token(self, agent):
+        return run(BINARY, "--config", str(self.config), "token", agent).strip()
+
+    def metrics(self):
+        """Every number at /metrics, by name and labels."""
+        page = self.net.public.run("curl", "-sS", "http://127.0.0.1:9478/metrics")
+        return {name: float(value) for name, value in re.findall(r"^(halfway_\S+) (\S+)$", page, re.M)}
+
+    def relayed(self):
+        """Bytes of payload relayed so far, both ways."""
+        return sum(value for name, value in self.metrics().items() if name.startswith("halfway_relayed_bytes"))

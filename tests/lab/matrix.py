@@ -1,0 +1,78 @@
+"""Relay-only data channels between every pair of agents that we have examples for.
+
+Each pair, and each kind of channel: 1,000 messages of 1 KiB and a blob of 200 KiB each way, all intact, through Halfway
+alone. The agents sit in namespaces that cannot reach each other, and Halfway's own counters must show the bytes.
+Usage: matrix.py [KIND-KIND …]
+"""
+
+import itertools
+import pathlib
+import sys
+import tempfile
+import time
+
+from agents import KINDS, TRICKLES, Agent, Pages
+from appliance import Appliance
+from net import Net, assert_apart
+
+MESSAGES, SIZE, BLOB = 1_000, 1_024, 200 * 1_024
+PATIENCE = 60
+# From the offer to the open channel, for pairs that trickle. The bar is a second; a busy machine gets some more.
+OPEN_MS = 3_000
+
+
+def main(wanted):
+    pairs = list(itertools.combinations_with_replacement(KINDS, 2))
+    chosen = [pair for pair in pairs if not wanted or "+".join(pair) in wanted]
+    passed = failed = 0
+    with tempfile.TemporaryDirectory(prefix="halfway-lab-") as scratch, Net() as net:
+        sites = net.site(1), net.site(2)
+        assert_apart(*sites)
+        assert_apart(*reversed(sites))
+        with Appliance(net, pathlib.Path(scratch)) as appliance, Pages(appliance):
+            for number, (pair, channel) in enumerate(
+                itertools.product(chosen, ("ordered", "unordered", "lossy"))
+            ):
+                directory = pathlib.Path(scratch) / f"run{number}"
+                directory.mkdir()
+                try:
+                    print(meet(appliance, sites, pair, channel, number, directory), flush=True)
+                    passed += 1
+                except AssertionError as problem:
+                    print(f"FAIL {'+'.join(pair)} {channel}: {problem}", flush=True)
+                    failed += 1
+    print(f"{passed} passed, {failed} failed")
+    return 1 if failed or not passed else 0
+
+
+def meet(appliance, sites, pair, channel, number, directory):
+    """One pair over one kind of channel; a line about it."""
+    before, started = appliance.relayed(), time.monotonic()
+    names = f"a{number}", f"b{number}"
+    common = {"relay_only": True, "channel": channel, "messages": MESSAGES, "size": SIZE, "blob": BLOB}
+    answerer = Agent(pair[1], sites[1], appliance, names[1], directory, **common)
+    offerer = Agent(pair[0], sites[0], appliance, names[0], directory, to=names[1], **common)
+    try:
+        results = [offerer.result(PATIENCE), answerer.result(PATIENCE)]
+    finally:
+        offerer.stop()
+        answerer.stop()
+    relayed = appliance.relayed() - before
+    for agent, result in zip((offerer, answerer), results):
+        least = MESSAGES * 99 // 100 if channel == "lossy" else MESSAGES
+        assert result["received"] >= least, f"{agent.kind} received {result['received']} messages\n{agent.tail()}"
+        assert channel == "lossy" or result["blob_ok"], f"{agent.kind}: the blob is not intact"
+        assert channel != "ordered" or result["in_order"], f"{agent.kind}: out of order"
+    payload = 2 * (MESSAGES * SIZE + BLOB)
+    # Each byte comes from one client and goes to another: two relayed addresses, counted on the way out and in.
+    assert relayed >= 2 * payload * 0.98, f"only {relayed:.0f} bytes were relayed"
+    opened = max(result["opened_ms"] for result in results)
+    if set(pair) <= TRICKLES:
+        assert opened < OPEN_MS, f"the channel opened after {opened} ms"
+    took = time.monotonic() - started
+    received = "/".join(str(result["received"]) for result in results)
+    return f"ok   {'+'.join(pair)} {channel}: open {opened:.0f} ms, {received} messages, {took:.1f} s in all"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

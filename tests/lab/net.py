@@ -1,0 +1,99 @@
+"""Network namespaces for tests: a public one where Halfway runs, and sites that reach it and nothing else.
+
+Names carry this process's id, so that runs do not collide; everything is removed when the `with` ends.
+"""
+
+import os
+import subprocess
+
+# Addresses that exist nowhere but in here. The public one lies in no special-purpose range: agents treat it as real.
+PUBLIC = {4: "5.9.0.1", 6: "2a0f:9::1"}
+
+
+def run(*command, **options):
+    """Runs a command to its end; its output is shown only if it fails."""
+    done = subprocess.run(command, text=True, capture_output=True, **options)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
+    return done.stdout
+
+
+class Namespace:
+    """One network namespace."""
+
+    def __init__(self, name):
+        self.name = name
+        run("ip", "netns", "add", name)
+        self.ip("link", "set", "lo", "up")
+
+    def ip(self, *arguments):
+        return run("ip", "-n", self.name, *arguments)
+
+    def command(self, *command):
+        """The command line that runs `command` in here."""
+        return ["ip", "netns", "exec", self.name, *map(str, command)]
+
+    def run(self, *command):
+        return run(*self.command(*command))
+
+    def sysctl(self, key, value):
+        self.run("sysctl", "-qw", f"{key}={value}")
+
+    def remove(self):
+        pids = run("ip", "netns", "pids", self.name).split()
+        subprocess.run(["kill", "-KILL", *pids], stderr=subprocess.DEVNULL, check=False) if pids else None
+        run("ip", "netns", "del", self.name)
+
+
+class Net:
+    """The public namespace and its sites."""
+
+    def __init__(self):
+        self.id = f"hw{os.getpid()}"
+        self.namespaces = []
+
+    def __enter__(self):
+        try:
+            self.public = self.namespace("public")
+            # A site's packets end here: only Halfway carries anything from one to another.
+            self.public.sysctl("net.ipv4.ip_forward", 0)
+            self.public.sysctl("net.ipv6.conf.all.forwarding", 0)
+            self.public.ip("addr", "add", f"{PUBLIC[4]}/32", "dev", "lo")
+            self.public.ip("addr", "add", f"{PUBLIC[6]}/128", "dev", "lo", "nodad")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        for namespace in reversed(self.namespaces):
+            namespace.remove()
+
+    def namespace(self, name):
+        namespace = Namespace(f"{self.id}-{name}")
+        self.namespaces.append(namespace)
+        return namespace
+
+    def site(self, number):
+        """A site of its own, one hop from the public namespace, with a private IPv4 and IPv6 address."""
+        site = self.namespace(f"s{number}")
+        inside, outside = f"{self.id}i{number}", f"{self.id}o{number}"
+        self.public.ip("link", "add", outside, "type", "veth", "peer", "name", inside, "netns", site.name)
+        for namespace, link, last in (self.public, outside, 1), (site, inside, 2):
+            namespace.ip("addr", "add", f"10.70.{number}.{last}/24", "dev", link)
+            namespace.ip("addr", "add", f"fd70:{number}::{last}/64", "dev", link, "nodad")
+            namespace.ip("link", "set", link, "up")
+        site.ip("route", "add", "default", "via", f"10.70.{number}.1")
+        site.ip("-6", "route", "add", "default", "via", f"fd70:{number}::1")
+        site.address = f"10.70.{number}.2"
+        return site
+
+
+def assert_apart(one, other):
+    """Fails unless `one` cannot reach `other` although both reach the public address."""
+    one.run("ping", "-c1", "-W2", PUBLIC[4])
+    try:
+        one.run("ping", "-c1", "-W1", other.address)
+    except RuntimeError:
+        return
+    raise AssertionError(f"{one.name} reaches {other.name} directly: nothing would be proved")

@@ -1,0 +1,391 @@
+//! An HTTPS front on loopback, and clients that verify its certificate.
+
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
+
+use futures_util::{SinkExt, StreamExt};
+use halfway::{
+    clock,
+    config::{self, Config, File, Overrides, Surroundings},
+    credentials::{
+        token::{AgentId, NewToken, Room, Scopes, TokenKeys},
+        turn_rest::TurnSecrets,
+    },
+    http::{self, Front, Patience, ice::IceOffer},
+    signaling::limits::Limits,
+    tls,
+};
+use http_body_util::{BodyExt, Full};
+use hyper::{HeaderMap, Request, StatusCode, body::Bytes, header};
+use hyper_util::rt::TokioIo;
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, ServerName, pem::PemObject},
+};
+use serde_json::{Value, json};
+use tokio::{
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::watch,
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_websockets::{ClientBuilder, Message, WebSocketStream, upgrade};
+
+pub const SECRET: &str = "the TURN secret of the tests";
+const KEY: &[u8] = b"the token key of the tests, 32 bytes";
+
+/// Longer than anything here takes; a test that waits so long has failed.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A front that serves until dropped.
+pub struct Host {
+    pub public: SocketAddr,
+    pub admin: SocketAddr,
+    pub front: Arc<Front>,
+    pub ready: Arc<AtomicBool>,
+    pub stop: watch::Sender<bool>,
+    pub served: JoinHandle<()>,
+    admin_served: JoinHandle<()>,
+    trust: Arc<ClientConfig>,
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.served.abort();
+        self.admin_served.abort();
+    }
+}
+
+/// With these lines of configuration.
+pub async fn host(toml: &str) -> Host {
+    host_with(toml, |_, _| {}).await
+}
+
+/// With other deadlines and limits too.
+pub async fn host_with(toml: &str, change: impl FnOnce(&mut Patience, &mut Limits)) -> Host {
+    let config = config(toml);
+    let (mut patience, mut limits) = (Patience::default(), config.signaling.limits());
+    change(&mut patience, &mut limits);
+    let ready = Arc::new(AtomicBool::new(true));
+    let offer = IceOffer {
+        public_host: config.public_host.clone(),
+        public_ips: config.public_ips.clone(),
+        turn_udp_ports: vec![3478],
+        default_ttl: config.credentials.ttl,
+        max_ttl: config.credentials.max_ttl,
+    };
+    let secrets = TurnSecrets::new(&[SECRET]).unwrap();
+    let front = Front::with_patience(&config, keys(), secrets, offer, Arc::clone(&ready), patience, limits);
+    serve(front, ready).await
+}
+
+async fn serve(front: Arc<Front>, ready: Arc<AtomicBool>) -> Host {
+    let names = ["localhost".to_owned()];
+    let key = tls::self_signed::new_key().unwrap();
+    let cert = tls::self_signed::generate(clock::now(), &names, &key).unwrap();
+    let public = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (public_address, admin_address) = (public.local_addr().unwrap(), admin.local_addr().unwrap());
+    let tls = tls::server_config(cert.as_bytes(), key.as_bytes()).unwrap();
+    let metrics: http::Metrics = Arc::new(|| "halfway_up 1\n".to_owned());
+    let (stop, stopped) = watch::channel(false);
+    Host {
+        public: public_address,
+        admin: admin_address,
+        served: tokio::spawn(http::serve(Arc::clone(&front), vec![public], tls, stopped)),
+        admin_served: tokio::spawn(http::serve_admin(Arc::clone(&front), vec![admin], metrics)),
+        front,
+        ready,
+        stop,
+        trust: trust(&cert),
+    }
+}
+
+fn config(toml: &str) -> Config {
+    let file = File::parse(Path::new("test.toml"), toml).unwrap();
+    let around = Surroundings { ipv6: true, cores: 1, state_directory: None };
+    config::resolve(Some(file), Overrides::default(), &around).unwrap()
+}
+
+fn keys() -> TokenKeys {
+    TokenKeys::new(&[KEY], Duration::from_secs(31_622_400)).unwrap()
+}
+
+fn trust(cert: &str) -> Arc<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(cert.as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let client = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    Arc::new(client.with_root_certificates(roots).with_no_client_auth())
+}
+
+/// A token of an hour, in the room `main`.
+pub fn token(agent: &str) -> String {
+    token_with(agent, "main", Scopes::default(), 3600)
+}
+
+pub fn token_with(agent: &str, room: &str, scopes: Scopes, seconds: u64) -> String {
+    let token = NewToken {
+        agent: AgentId::parse(agent).unwrap(),
+        room: Room::parse(room).unwrap(),
+        scopes,
+        ttl: Duration::from_secs(seconds),
+    };
+    keys().mint(clock::now(), &token)
+}
+
+/// A token that expired an hour ago.
+pub fn expired_token(agent: &str) -> String {
+    let mut then = clock::now();
+    then.wall -= Duration::from_secs(7200);
+    let token = NewToken {
+        agent: AgentId::parse(agent).unwrap(),
+        room: Room::main(),
+        scopes: Scopes::default(),
+        ttl: Duration::from_secs(3600),
+    };
+    keys().mint(then, &token)
+}
+
+// HTTP.
+
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: String,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap()
+    }
+
+    pub fn header(&self, name: header::HeaderName) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    /// Status and code of a problem, whose form is checked.
+    pub fn problem(&self) -> (u16, String) {
+        assert_eq!(self.header(header::CONTENT_TYPE), "application/problem+json", "{}", self.body);
+        let body = self.json();
+        assert_eq!(body["status"], self.status.as_u16());
+        assert!(body["title"].is_string() && body["detail"].is_string() && body["type"] == "about:blank");
+        (self.status.as_u16(), body["code"].as_str().unwrap().to_owned())
+    }
+}
+
+impl Host {
+    pub async fn tls(&self) -> TlsStream<TcpStream> {
+        self.secure(TcpStream::connect(self.public).await.unwrap()).await.unwrap()
+    }
+
+    pub async fn secure(&self, stream: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
+        let connector = TlsConnector::from(Arc::clone(&self.trust));
+        connector.connect(ServerName::try_from("localhost").unwrap(), stream).await
+    }
+
+    /// `GET path`, with a token unless it is empty.
+    pub async fn get(&self, path: &str, token: &str) -> Answer {
+        self.send(request("GET", path, token, &[])).await
+    }
+
+    pub async fn send(&self, request: Request<Full<Bytes>>) -> Answer {
+        timeout(PATIENCE, exchange(TokioIo::new(self.tls().await), request)).await.unwrap()
+    }
+
+    pub async fn get_admin(&self, path: &str) -> Answer {
+        let stream = TcpStream::connect(self.admin).await.unwrap();
+        timeout(PATIENCE, exchange(TokioIo::new(stream), request("GET", path, "", &[]))).await.unwrap()
+    }
+
+    /// Comes back when `wanted` is true of the counters.
+    pub async fn until(&self, wanted: impl Fn(&http::Counters) -> bool) {
+        let look = async {
+            while !wanted(&self.front.counters()) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, look).await.unwrap();
+    }
+}
+
+pub fn request(method: &str, path: &str, token: &str, headers: &[(&str, &str)]) -> Request<Full<Bytes>> {
+    let mut request = Request::builder().method(method).uri(path).header(header::HOST, "localhost");
+    if !token.is_empty() {
+        request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+    }
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.body(Full::default()).unwrap()
+}
+
+async fn exchange(
+    io: impl hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+    request: Request<Full<Bytes>>,
+) -> Answer {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let (parts, body) = sender.send_request(request).await.unwrap().into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    connection.abort();
+    let body = String::from_utf8(body.to_vec()).unwrap();
+    Answer { status: parts.status, headers: parts.headers, body }
+}
+
+// WebSockets.
+
+/// One agent's connection.
+pub struct Client {
+    pub socket: WebSocketStream<TlsStream<TcpStream>>,
+    pub upgrade: upgrade::Response,
+}
+
+/// Where the token goes.
+#[derive(Clone, Copy)]
+pub enum Via {
+    Header,
+    Subprotocol,
+    Hello,
+}
+
+impl Host {
+    /// An upgraded connection that has said nothing yet.
+    pub async fn knock(
+        &self,
+        headers: &[(header::HeaderName, &str)],
+    ) -> Result<Client, tokio_websockets::Error> {
+        let stream = self.tls().await;
+        self.knock_on(stream, headers).await
+    }
+
+    pub async fn knock_on(
+        &self,
+        stream: TlsStream<TcpStream>,
+        headers: &[(header::HeaderName, &str)],
+    ) -> Result<Client, tokio_websockets::Error> {
+        let uri = format!("wss://localhost:{}/v1/ws", self.public.port());
+        let mut builder = ClientBuilder::new().uri(&uri).unwrap();
+        for (name, value) in headers {
+            builder = builder.add_header(name.clone(), value.parse().unwrap()).unwrap();
+        }
+        let (socket, upgrade) = timeout(PATIENCE, builder.connect_on(stream)).await.unwrap()?;
+        Ok(Client { socket, upgrade })
+    }
+
+    /// Says hello with what `more` holds beside it, and is welcomed.
+    pub async fn join(&self, token: &str, more: Value) -> (Client, Value) {
+        self.join_via(Via::Hello, token, more).await
+    }
+
+    pub async fn join_via(&self, via: Via, token: &str, more: Value) -> (Client, Value) {
+        let (headers, mut hello) = (vec![], json!({"type": "hello"}));
+        let bearer = format!("Bearer {token}");
+        let protocols = format!("halfway.v1, bearer.{token}");
+        let headers = match via {
+            Via::Header => vec![(header::AUTHORIZATION, bearer.as_str())],
+            Via::Subprotocol => vec![(header::SEC_WEBSOCKET_PROTOCOL, protocols.as_str())],
+            Via::Hello => {
+                hello["token"] = json!(token);
+                headers
+            }
+        };
+        for (member, value) in more.as_object().into_iter().flatten() {
+            hello[member] = value.clone();
+        }
+        let mut client = self.knock(&headers).await.unwrap();
+        client.say(hello).await;
+        let welcome = client.hear().await;
+        assert_eq!(welcome["type"], "welcome", "{welcome}");
+        (client, welcome)
+    }
+
+    /// A connection whose socket holds little, to be slow with.
+    pub async fn join_with_small_buffer(&self, token: &str) -> Client {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let stream = self.secure(socket.connect(self.public).await.unwrap()).await.unwrap();
+        let mut client = self.knock_on(stream, &[]).await.unwrap();
+        client.say(json!({"type": "hello", "token": token})).await;
+        assert_eq!(client.hear().await["type"], "welcome");
+        client
+    }
+}
+
+/// What a client hears.
+#[derive(Debug)]
+pub enum Heard {
+    Frame(Value),
+    Ping,
+    Close(u16, String),
+    End,
+}
+
+impl Client {
+    pub async fn say(&mut self, frame: Value) {
+        self.say_raw(Message::text(frame.to_string())).await;
+    }
+
+    pub async fn say_raw(&mut self, message: Message) {
+        timeout(PATIENCE, self.socket.send(message)).await.unwrap().unwrap();
+    }
+
+    /// The next frame.
+    pub async fn hear(&mut self) -> Value {
+        loop {
+            match self.hear_anything().await {
+                Heard::Frame(frame) => return frame,
+                Heard::Ping => {}
+                other => panic!("instead of a frame: {other:?}"),
+            }
+        }
+    }
+
+    pub async fn hear_anything(&mut self) -> Heard {
+        match timeout(PATIENCE, self.socket.next()).await.expect("something to hear") {
+            Some(Ok(message)) if message.is_ping() => Heard::Ping,
+            Some(Ok(message)) => match message.as_close() {
+                Some((code, reason)) => Heard::Close(code.into(), reason.to_owned()),
+                None => Heard::Frame(serde_json::from_slice(message.as_payload()).unwrap()),
+            },
+            Some(Err(_)) | None => Heard::End,
+        }
+    }
+
+    /// The close code, whatever comes before it.
+    pub async fn hear_close(&mut self) -> u16 {
+        loop {
+            match self.hear_anything().await {
+                Heard::Close(code, _) => return code,
+                Heard::End => panic!("no close frame"),
+                Heard::Frame(_) | Heard::Ping => {}
+            }
+        }
+    }
+
+    /// Says `frame` with an id, and hears the answer to it.
+    pub async fn ask(&mut self, mut frame: Value) -> Value {
+        frame["id"] = json!("ask");
+        self.say(frame).await;
+        let answer = self.hear().await;
+        assert_eq!(answer["id"], "ask", "{answer}");
+        answer
+    }
+
+    pub async fn leave(mut self) {
+        self.socket.close().await.unwrap();
+    }
+}
+
+/// The status of a refused upgrade.
+pub fn refused_with(refused: Result<Client, tokio_websockets::Error>) -> u16 {
+    match refused.err().expect("a refusal") {
+        tokio_websockets::Error::Upgrade(upgrade::Error::DidNotSwitchProtocols(status)) => status,
+        other => panic!("{other}"),
+    }
+}

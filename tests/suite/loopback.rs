@@ -1,0 +1,42 @@
+//! A relay on loopback, for tests that speak to it through real sockets.
+
+use std::ops::RangeInclusive;
+
+use halfway::{
+    credentials::turn_rest::TurnSecrets,
+    relay::{Relay, RelayConfig},
+    turn::{
+        RelayAddress,
+        nonce::Nonces,
+        policy::{DeniedPeers, LivePorts, Policy},
+        quota::Quotas,
+    },
+};
+
+pub const SECRET: &str = "sixteen bytes or more";
+
+/// Relays on 127.0.0.1 and ::1, to peers there.
+pub fn relay(listen: &str, shards: usize, ports: RangeInclusive<u16>) -> Relay {
+    let address = |ip: &str| RelayAddress { bound: ip.parse().unwrap(), public: ip.parse().unwrap() };
+    let relays = vec![address("127.0.0.1"), address("::1")];
+    let policy = Policy {
+        live: LivePorts::new(relays.len()),
+        own_addresses: Vec::new(),
+        listeners: Vec::new(),
+        allow: vec!["127.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()],
+        deny: Vec::new(),
+        denied: DeniedPeers::Refuse,
+        relays,
+    };
+    Relay::start(RelayConfig {
+        listen: vec![listen.parse().unwrap()],
+        shards,
+        ports,
+        policy,
+        quotas: Quotas::new(16, 0),
+        realm: "halfway".to_owned(),
+        secrets: TurnSecrets::new(&[SECRET]).unwrap(),
+        nonces: Nonces::new(&[1; 32]),
+    })
+    .unwrap()
+}
