@@ -1,0 +1,35 @@
+// The command line of the Node examples, and the one HTTPS request they make.
+import { readFileSync } from 'node:fs'
+import https from 'node:https'
+import { parseArgs } from 'node:util'
+
+/** `agent URL --token T [--ca FILE] …`, and what a TLS connection to URL is made with. */
+export function commandLine(extra = {}) {
+  const options = { token: { type: 'string' }, ca: { type: 'string' }, 'relay-only': { type: 'boolean' }, ...extra }
+  const { values: flags, positionals } = parseArgs({ allowPositionals: true, options })
+  const [url] = positionals
+  if (!url || !flags.token) throw new Error('usage: agent URL --token T [--ca FILE]; see examples/README.md')
+  const tls = { ca: flags.ca && readFileSync(flags.ca), headers: { authorization: `Bearer ${flags.token}` } }
+  return { url, tls, flags, relayOnly: Boolean(flags['relay-only']) }
+}
+
+/** The flags of the agents that talk to one other. */
+export const pairFlags = {
+  to: { type: 'string' },
+  channel: { type: 'string', default: 'ordered' },
+  messages: { type: 'string', default: '10' },
+  size: { type: 'string', default: '1024' },
+  blob: { type: 'string', default: '0' },
+}
+
+/** The configuration for an RTCPeerConnection. */
+export function fetchIce(url, tls) {
+  return new Promise((resolve, reject) => {
+    https.get(new URL('/v1/ice', url), tls, async (response) => {
+      let body = ''
+      for await (const part of response.setEncoding('utf8')) body += part
+      if (response.statusCode === 200) resolve(JSON.parse(body))
+      else reject(new Error(`GET /v1/ice: ${response.statusCode} ${body}`))
+    }).on('error', reject)
+  })
+}

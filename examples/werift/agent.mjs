@@ -1,0 +1,119 @@
+#!/usr/bin/env node
+// An agent on werift, WebRTC in TypeScript alone. Told only Halfway's URL and a token, it opens a data channel to another
+// agent.
+import { setTimeout as sleep } from 'node:timers/promises'
+import { RTCPeerConnection } from 'werift'
+import WebSocket from 'ws'
+import { commandLine, fetchIce, pairFlags } from '../cli.mjs'
+import { Inbox, sendAll } from '../exchange.mjs'
+
+const { url, tls, flags, relayOnly } = commandLine(pairFlags)
+const [messages, size, blob] = [flags.messages, flags.size, flags.blob].map(Number)
+const reliability = { ordered: {}, unordered: { ordered: false }, lossy: { ordered: false, maxRetransmits: 0 } }
+const HIGH_WATER = 256 * 1024
+
+const ice = await fetchIce(url, tls)
+if (relayOnly) ice.iceTransportPolicy = 'relay'
+
+const socket = new WebSocket(new URL('/v1/ws', url), 'halfway.v1', tls)
+let handled = Promise.resolve()
+socket.on('open', () => signal({ type: 'hello', card: { name: 'werift' } }))
+socket.on('message', (text) => {
+  const frame = JSON.parse(text)
+  handled = Promise.all([handled, hold(frame)]).then(() => receive(frame)).catch(fail)
+})
+socket.on('error', fail)
+socket.on('close', (code) => {
+  if (process.exitCode === undefined) console.error(`signaling closed (${code})`)
+  process.exit(process.exitCode ?? 1) // werift leaves timers behind
+})
+
+const inbox = new Inbox()
+let peer, connection, offered, release
+const released = new Promise((resolve) => (release = resolve))
+
+// Whoever offers starts its checks last, and so is connected first. The other way about, the answering side would begin
+// DTLS with one that does not listen yet, and try again a second later.
+function hold({ type }) {
+  if (flags.to && ['answer', 'iceCandidate'].includes(type)) return sleep(150)
+}
+
+async function receive(frame) {
+  if (frame.type === 'welcome' && frame.agents.some(({ agent }) => agent === flags.to)) await call(flags.to)
+  if (frame.type === 'agentJoined' && frame.agent === flags.to && !peer) await call(flags.to)
+  if (frame.type === 'error') throw new Error(`${frame.code}: ${frame.message}`)
+  if (frame.type === 'offer' && !peer) connect(frame.from)
+  if (!peer || frame.from !== peer) return
+  if (frame.type === 'offer') await answer(frame.sdp)
+  if (frame.type === 'answer') await connection.setRemoteDescription({ type: 'answer', sdp: frame.sdp })
+  if (frame.type === 'iceCandidate') await connection.addIceCandidate(frame.candidate)
+  if (frame.type === 'message') inbox.announce(frame.payload)
+  if (frame.type === 'bye') release()
+}
+
+async function call(agent) {
+  connect(agent)
+  talk(connection.createDataChannel(flags.channel, reliability[flags.channel]))
+  await describe(await connection.createOffer())
+}
+
+async function answer(sdp) {
+  await connection.setRemoteDescription({ type: 'offer', sdp })
+  await describe(await connection.createAnswer())
+}
+
+/** Sends the description before the candidates, which werift begins to gather at once. */
+async function describe({ type, sdp }) {
+  signal({ type, to: peer, sdp })
+  await connection.setLocalDescription({ type, sdp })
+}
+
+function connect(agent) {
+  peer = agent
+  offered = Date.now()
+  connection = new RTCPeerConnection(ice)
+  connection.onIceCandidate.subscribe((candidate) => signal({ type: 'iceCandidate', to: peer, candidate: candidate ?? null }))
+  connection.connectionStateChange.subscribe((state) => state === 'failed' && fail(new Error('no path to the other agent')))
+  connection.onDataChannel.subscribe(talk)
+}
+
+async function talk(channel) {
+  // Created here or announced by the other agent, the channel bears the name of its kind.
+  inbox.lossy = channel.label === 'lossy'
+  channel.onMessage.subscribe((data) => inbox.take(data))
+  if (channel.readyState !== 'open') await channel.stateChanged.watch((state) => state === 'open')
+  const opened_ms = Date.now() - offered
+  const pair = connection.sctp.transport.iceTransport.getSelectedCandidatePair()
+  await sendAll(writer(channel), { messages, size, blob, lossy: inbox.lossy })
+  signal({ type: 'message', to: peer, payload: { messages, blob } })
+  await inbox.complete
+  signal({ type: 'bye', to: peer })
+  await released
+  const [local, remote] = [pair?.local, pair?.remote].map((side) => side?.candidate.match(/ typ (\w+)/)[1])
+  console.log(JSON.stringify({ opened_ms, ...inbox.summary, local, remote }))
+  finish(inbox.sound ? 0 : 1)
+}
+
+/** Sends on a channel, and waits while it holds more than the network takes. */
+function writer(channel) {
+  channel.bufferedAmountLowThreshold = HIGH_WATER / 2
+  return async (data) => {
+    channel.send(typeof data === 'string' ? data : Buffer.from(data))
+    if (channel.bufferedAmount > HIGH_WATER) await channel.bufferedAmountLow.asPromise()
+  }
+}
+
+function signal(frame) {
+  socket.send(JSON.stringify(frame))
+}
+
+function fail(error) {
+  console.error(error.message)
+  finish(1)
+}
+
+async function finish(code) {
+  process.exitCode = code
+  await connection?.close()
+  socket.close()
+}
