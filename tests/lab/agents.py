@@ -16,11 +16,13 @@ from net import PUBLIC, run
 
 EXAMPLES = ROOT / "examples"
 PYTHON = ROOT / "target/lab/venv/bin/python"
+# Of a pair the earlier one offers. libjuice comes last: when it offers, it waits two seconds for its direct path to fail
+# before it nominates the relayed one, and aiortc and werift wait for that (docs/protocol.md).
 KINDS = {
-    "node-datachannel": ["node", EXAMPLES / "node-datachannel/agent.mjs"],
+    "chromium": None,
     "werift": ["node", EXAMPLES / "werift/agent.mjs"],
     "aiortc": [PYTHON, EXAMPLES / "python/agent.py"],
-    "chromium": None,
+    "node-datachannel": ["node", EXAMPLES / "node-datachannel/agent.mjs"],
 }
 MESH = ["node", EXAMPLES / "mesh/agent.mjs"]
 # Those that send candidates as they find them.
