@@ -2,21 +2,13 @@
 // One of the agents of a room, each connected to each: a control channel (requests and answers), a bulk channel that
 // respects backpressure, and a metrics channel that may lose what is late.
 import { createHash, randomBytes } from 'node:crypto'
-import { readFileSync } from 'node:fs'
-import https from 'node:https'
-import { parseArgs } from 'node:util'
 import { cleanup, PeerConnection } from 'node-datachannel'
 import WebSocket from 'ws'
+import { commandLine, fetchIce } from '../cli.mjs'
 
-const { values: flags, positionals } = parseArgs({
-  allowPositionals: true,
-  options: {
-    token: { type: 'string' },
-    ca: { type: 'string' },
-    agents: { type: 'string', default: '2' }, // in the room, this one included
-    bulk: { type: 'string', default: '1048576' }, // bytes for each of the others
-    'relay-only': { type: 'boolean', default: false },
-  },
+const { url, tls, flags, relayOnly } = commandLine({
+  agents: { type: 'string', default: '2' }, // in the room, this one included
+  bulk: { type: 'string', default: '1048576' }, // bytes for each of the others
 })
 const others = Number(flags.agents) - 1
 const CHANNELS = { control: {}, bulk: {}, metrics: { unordered: true, maxRetransmits: 0 } }
@@ -101,10 +93,10 @@ class Link {
   }
 }
 
-const ice = await getJson('/v1/ice')
+const ice = await fetchIce(url, tls)
 const links = new Map()
 const finished = new Set()
-const socket = new WebSocket(new URL('/v1/ws', positionals[0]), 'halfway.v1', tls())
+const socket = new WebSocket(new URL('/v1/ws', url), 'halfway.v1', tls)
 socket.on('open', () => signal({ type: 'hello', card: { name: 'mesh' } }))
 socket.on('message', (frame) => receive(JSON.parse(frame)))
 socket.on('close', (code) => fail(`signaling closed (${code})`))
@@ -157,7 +149,7 @@ async function exercise(link) {
 }
 
 // libjuice has no relay-only mode: see ../node-datachannel.
-function mayUse(candidate) { return !flags['relay-only'] || / typ relay\b/.test(candidate) }
+function mayUse(candidate) { return !relayOnly || / typ relay\b/.test(candidate) }
 function allowed(sdp) {
   return sdp.split(/(?<=\n)/).filter((line) => !line.startsWith('a=candidate:') || mayUse(line)).join('')
 }
@@ -168,18 +160,7 @@ function nativeServers({ urls, username, credential }) {
     return scheme === 'stun' ? server : { ...server, username, password: credential, relayType: 'TurnUdp' }
   })
 }
-function tls() { return { ca: flags.ca && readFileSync(flags.ca), headers: { authorization: `Bearer ${flags.token}` } } }
 function signal(frame) { socket.send(JSON.stringify(frame)) }
-function getJson(path) {
-  return new Promise((resolve, reject) => {
-    https.get(new URL(path, positionals[0]), tls(), async (response) => {
-      let body = ''
-      for await (const part of response.setEncoding('utf8')) body += part
-      if (response.statusCode === 200) resolve(JSON.parse(body))
-      else reject(new Error(`GET ${path}: ${response.statusCode} ${body}`))
-    }).on('error', reject)
-  })
-}
 function fail(why) { console.error(why); finish(1) }
 function finish(code) {
   process.exitCode ??= code
