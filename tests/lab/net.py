@@ -4,7 +4,9 @@ Names carry this process's id, so that runs do not collide; everything is remove
 """
 
 import os
+import signal
 import subprocess
+import sys
 
 # Addresses that exist nowhere but in here. The public one lies in no special-purpose range: agents treat it as real.
 PUBLIC = {4: "5.9.0.1", 6: "2a0f:9::1"}
@@ -53,6 +55,9 @@ class Net:
         self.namespaces = []
 
     def __enter__(self):
+        # Ended from outside, we still leave nothing behind.
+        for deadly in signal.SIGTERM, signal.SIGHUP:
+            signal.signal(deadly, lambda number, _: sys.exit(128 + number))
         try:
             self.public = self.namespace("public")
             # A site's packets end here: only Halfway carries anything from one to another.
