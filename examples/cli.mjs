@@ -8,7 +8,10 @@ export function commandLine(extra = {}) {
   const options = { token: { type: 'string' }, ca: { type: 'string' }, 'relay-only': { type: 'boolean' }, ...extra }
   const { values: flags, positionals } = parseArgs({ allowPositionals: true, options })
   const [url] = positionals
-  if (!url || !flags.token) throw new Error('usage: agent URL --token T [--ca FILE]; see examples/README.md')
+  if (!url || !flags.token) {
+    console.error('usage: agent URL --token TOKEN [--ca FILE] …; see examples/README.md')
+    process.exit(2)
+  }
   const tls = { ca: flags.ca && readFileSync(flags.ca), headers: { authorization: `Bearer ${flags.token}` } }
   return { url, tls, flags, relayOnly: Boolean(flags['relay-only']) }
 }

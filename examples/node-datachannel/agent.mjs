@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 // An agent on node-datachannel. Told only Halfway's URL and a token, it opens a data channel to another agent.
 import { setTimeout as sleep } from 'node:timers/promises'
-import { cleanup, PeerConnection } from 'node-datachannel'
+import { PeerConnection } from 'node-datachannel'
 import WebSocket from 'ws'
 import { commandLine, fetchIce, pairFlags } from '../cli.mjs'
 import { Inbox, sendAll } from '../exchange.mjs'
@@ -22,7 +22,7 @@ socket.on('message', (text) => {
 socket.on('error', fail)
 socket.on('close', (code) => {
   if (process.exitCode === undefined) console.error(`signaling closed (${code})`)
-  process.exit(process.exitCode ?? 1)
+  process.exit(process.exitCode ?? 1) // the library's threads would keep it running
 })
 
 const inbox = new Inbox()
@@ -106,12 +106,13 @@ function allowed(sdp) {
   return sdp.split(/(?<=\n)/).filter((line) => !line.startsWith('a=candidate:') || mayUse(line)).join('')
 }
 
-/** The form that takes user and password as they are; libjuice knows TURN over UDP only. */
+// As an object, because a URL's user and password would have to be escaped. libjuice knows TURN over UDP only, and hears
+// its public address from the TURN server: to ask it once more, as a `stun:` server, would cost up to 100 ms.
 function nativeServers({ urls, username, credential }) {
-  const parts = urls.map((url) => /^(stun|turn):([^?]+?)(?::(\d+))?(?:\?transport=udp)?$/.exec(url)).filter(Boolean)
-  return parts.map(([, scheme, host, port = 3478]) => {
-    const server = { hostname: host.replace(/[[\]]/g, ''), port: Number(port) }
-    return scheme === 'stun' ? server : { ...server, username, password: credential, relayType: 'TurnUdp' }
+  const turn = urls.map((url) => /^turn:([^?]+?)(?::(\d+))?(?:\?transport=udp)?$/.exec(url)).filter(Boolean)
+  return turn.map(([, host, port = 3478]) => {
+    const hostname = host.replace(/[[\]]/g, '')
+    return { hostname, port: Number(port), username, password: credential, relayType: 'TurnUdp' }
   })
 }
 
@@ -127,6 +128,5 @@ function fail(error) {
 function finish(code) {
   process.exitCode = code
   connection?.close()
-  cleanup()
   socket.close()
 }

@@ -1,102 +1,77 @@
 #!/usr/bin/env python3
 """An agent on aiortc. Told only Halfway's URL and a token, it opens a data channel to another agent."""
 
-import argparse
 import asyncio
 import json
-import ssl
 import sys
 import time
-import urllib.request
 from urllib.parse import urljoin
 
-from aiortc import (
-    RTCConfiguration,
-    RTCIceServer,
-    RTCIceTransportPolicy,
-    RTCPeerConnection,
-    RTCSessionDescription,
-)
+from aiortc import RTCConfiguration, RTCIceServer, RTCIceTransportPolicy, RTCPeerConnection, RTCSessionDescription
 from aiortc.sdp import candidate_from_sdp
 from websockets.asyncio.client import connect
 
+from cli import fetch_ice, parse_flags, trust
 from exchange import Inbox, send_all
 
 RELIABILITY = {"ordered": {}, "unordered": {"ordered": False}, "lossy": {"ordered": False, "maxRetransmits": 0}}
 HIGH_WATER = 256 * 1024
 
 
-def parse_flags():
-    flags = argparse.ArgumentParser(description=__doc__)
-    flags.add_argument("url")
-    flags.add_argument("--token", required=True)
-    flags.add_argument("--ca", help="certificates to trust, if not the system's")
-    flags.add_argument("--to", help="the agent to call; without it, wait for a call")
-    flags.add_argument("--relay-only", action="store_true")
-    flags.add_argument("--channel", choices=RELIABILITY, default="ordered")
-    flags.add_argument("--messages", type=int, default=10)
-    flags.add_argument("--size", type=int, default=1024)
-    flags.add_argument("--blob", type=int, default=0)
-    return flags.parse_args()
-
-
-def fetch_ice(flags, tls):
-    request = urllib.request.Request(urljoin(flags.url, "/v1/ice"), headers={"Authorization": f"Bearer {flags.token}"})
-    with urllib.request.urlopen(request, context=tls) as response:
-        return json.load(response)
-
-
 class Agent:
     def __init__(self, flags, ice, socket):
-        self.flags = flags
-        self.ice = ice
-        self.socket = socket
+        self.flags, self.ice, self.socket = flags, ice, socket
         self.peer = None
-        self.frames = asyncio.Queue()
-        self.released = asyncio.Event()
+        self.inbox, self.released = Inbox(), asyncio.Event()
         self.result = asyncio.get_running_loop().create_future()
 
     async def run(self):
         await self.signal(type="hello", card={"name": "aiortc"})
-        tasks = [asyncio.ensure_future(self.listen()), asyncio.ensure_future(self.work()), self.result]
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        return done.pop().result()
+        self.frames = asyncio.Queue()
+        self.tasks = [self.supervise(self.listen()), self.supervise(self.work())]
+        return await self.result
+
+    def supervise(self, coroutine):
+        """Runs beside the others; what goes wrong in it ends them all."""
+        task = asyncio.ensure_future(coroutine)
+        task.add_done_callback(lambda task: task.cancelled() or self.fail(task.exception()))
+        return task
+
+    def fail(self, problem):
+        if problem and not self.result.done():
+            self.result.set_exception(problem)
 
     async def signal(self, **frame):
         await self.socket.send(json.dumps(frame))
 
     async def listen(self):
-        loop = asyncio.get_running_loop()
         async for text in self.socket:
             frame = json.loads(text)
-            loop.call_later(self.hold(frame), self.frames.put_nowait, frame)
+            # Whoever offers starts its checks last, and so is connected first. The other way about, the answering side
+            # would begin DTLS with one that does not listen yet, and try again a second later.
+            hold = 0.15 if self.flags.to and frame["type"] in ("answer", "iceCandidate") else 0
+            asyncio.get_running_loop().call_later(hold, self.frames.put_nowait, frame)
         raise ConnectionError("signaling closed")
-
-    def hold(self, frame):
-        # Whoever offers starts its checks after the one who answers: then its own get through first. The other way
-        # about, the answering side would begin DTLS with a side that does not listen yet, and try again a second later.
-        return 0.15 if self.flags.to and frame["type"] in ("answer", "iceCandidate") else 0
 
     async def work(self):
         while True:
             await self.receive(await self.frames.get())
 
     async def receive(self, frame):
-        kind = frame["type"]
-        if kind == "welcome" and any(other["agent"] == self.flags.to for other in frame["agents"]):
-            await self.call(self.flags.to)
-        elif kind == "agentJoined" and frame["agent"] == self.flags.to and not self.peer:
-            await self.call(self.flags.to)
+        kind, to = frame["type"], self.flags.to
+        present = [other["agent"] for other in frame["agents"]] if kind == "welcome" else []
+        if to in present or (kind == "agentJoined" and frame["agent"] == to and not self.peer):
+            await self.call(to)
         elif kind == "error":
             raise ConnectionError(f"{frame['code']}: {frame['message']}")
         elif kind == "offer" and not self.peer:
-            await self.answer(frame)
+            await self.answer(frame["from"], frame["sdp"])
         elif self.peer and frame.get("from") == self.peer:
             await self.receive_from_peer(kind, frame)
 
     async def receive_from_peer(self, kind, frame):
         if kind == "answer":
-            await self.connection.setRemoteDescription(RTCSessionDescription(type="answer", sdp=frame["sdp"]))
+            await self.connection.setRemoteDescription(RTCSessionDescription(frame["sdp"], "answer"))
         elif kind == "iceCandidate":
             await self.connection.addIceCandidate(parse_candidate(frame["candidate"]))
         elif kind == "message":
@@ -109,39 +84,34 @@ class Agent:
         self.start(self.connection.createDataChannel(self.flags.channel, **RELIABILITY[self.flags.channel]))
         await self.describe(await self.connection.createOffer())
 
-    async def answer(self, frame):
-        self.connect(frame["from"])
-        await self.connection.setRemoteDescription(RTCSessionDescription(type="offer", sdp=frame["sdp"]))
+    async def answer(self, agent, sdp):
+        self.connect(agent)
+        await self.connection.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
         await self.describe(await self.connection.createAnswer())
-
-    def connect(self, agent):
-        self.peer = agent
-        self.offered = time.monotonic()
-        self.connection = RTCPeerConnection(
-            RTCConfiguration(
-                iceServers=[RTCIceServer(**server) for server in self.ice["iceServers"]],
-                iceTransportPolicy=RTCIceTransportPolicy("relay" if self.flags.relay_only else "all"),
-            )
-        )
-        self.connection.on("datachannel", self.start)
-        self.connection.on("connectionstatechange", self.watch)
 
     async def describe(self, description):
         """Sends the description with every candidate in it: aiortc gathers them all first."""
         await self.connection.setLocalDescription(description)
-        description = self.connection.localDescription
-        await self.signal(type=description.type, to=self.peer, sdp=description.sdp)
+        local = self.connection.localDescription
+        await self.signal(type=local.type, to=self.peer, sdp=local.sdp)
+
+    def connect(self, agent):
+        self.peer, self.offered = agent, time.monotonic()
+        servers = [RTCIceServer(**server) for server in self.ice["iceServers"]]
+        policy = RTCIceTransportPolicy("relay" if self.flags.relay_only else "all")
+        self.connection = RTCPeerConnection(RTCConfiguration(iceServers=servers, iceTransportPolicy=policy))
+        self.connection.on("datachannel", self.start)
+        self.connection.on("connectionstatechange", self.watch)
 
     def watch(self):
-        if self.connection.connectionState == "failed" and not self.result.done():
-            self.result.set_exception(ConnectionError("no path to the other agent"))
+        if self.connection.connectionState == "failed":
+            self.fail(ConnectionError("no path to the other agent"))
 
     def start(self, channel):
         # Created here or announced by the other agent, the channel bears the name of its kind.
-        self.inbox = Inbox(lossy=channel.label == "lossy")
+        self.inbox.lossy = channel.label == "lossy"
         channel.on("message", self.inbox.take)
-        self.talking = asyncio.ensure_future(self.talk(channel))
-        self.talking.add_done_callback(lambda talking: self.result.done() or self.result.set_result(talking))
+        self.tasks.append(self.supervise(self.talk(channel)))
 
     async def talk(self, channel):
         opened = asyncio.Event()
@@ -150,15 +120,14 @@ class Agent:
             await opened.wait()
         opened_ms = round((time.monotonic() - self.offered) * 1000)
         sent = {"messages": self.flags.messages, "blob": self.flags.blob}
-        await send_all(writer(channel), **sent, size=self.flags.size, lossy=channel.label == "lossy")
+        await send_all(writer(channel), **sent, size=self.flags.size, lossy=self.inbox.lossy)
         await self.signal(type="message", to=self.peer, payload=sent)
         await self.inbox.complete.wait()
         await self.signal(type="bye", to=self.peer)
         await self.released.wait()
         await self.connection.close()
         # aiortc does not tell which candidates were chosen.
-        print(json.dumps({"opened_ms": opened_ms, **self.inbox.summary(), "local": None, "remote": None}))
-        return self.inbox.sound()
+        self.result.set_result({"opened_ms": opened_ms, **self.inbox.summary(), "local": None, "remote": None})
 
 
 def writer(channel):
@@ -168,9 +137,9 @@ def writer(channel):
     channel.on("bufferedamountlow", drained.set)
 
     async def write(data):
+        drained.clear()
         channel.send(data)
         if channel.bufferedAmount > HIGH_WATER:
-            drained.clear()
             await drained.wait()
 
     return write
@@ -184,21 +153,19 @@ def parse_candidate(candidate):
     return parsed
 
 
-async def main():
-    flags = parse_flags()
-    tls = ssl.create_default_context(cafile=flags.ca)
+async def main(flags):
+    tls = trust(flags)
     ice = await asyncio.to_thread(fetch_ice, flags, tls)
-    async with connect(
-        urljoin(flags.url, "/v1/ws").replace("http", "ws", 1),
-        ssl=tls,
-        subprotocols=["halfway.v1"],
-        additional_headers={"Authorization": f"Bearer {flags.token}"},
-    ) as socket:
-        return await Agent(flags, ice, socket).run()
+    address = urljoin(flags.url, "/v1/ws").replace("https:", "wss:")
+    headers = {"Authorization": f"Bearer {flags.token}"}
+    async with connect(address, ssl=tls, subprotocols=["halfway.v1"], additional_headers=headers) as socket:
+        agent = Agent(flags, ice, socket)
+        print(json.dumps(await agent.run()))
+        return agent.inbox.sound()
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(0 if asyncio.run(main()) else 1)
-    except (OSError, ConnectionError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        sys.exit(0 if asyncio.run(main(parse_flags(__doc__))) else 1)
+    except OSError as problem:
+        sys.exit(str(problem))

@@ -33,9 +33,9 @@ async def send_all(write, *, messages, size, blob, lossy=False):
 class Inbox:
     """Takes what arrives. `complete` is set once all the other side has announced is here, or will not come."""
 
-    def __init__(self, lossy):
+    def __init__(self):
         self.complete = asyncio.Event()
-        self._lossy = lossy
+        self.lossy = False
         self._numbers = set()
         self._last = -1
         self._in_order = self._intact = True
@@ -61,7 +61,7 @@ class Inbox:
 
     def sound(self):
         """Whether all came as the channel promises it."""
-        if self._lossy or not self._intact:
+        if self.lossy or not self._intact:
             return self._intact
         summary = self.summary()
         return summary["received"] == self._announced["messages"] and summary["blob_ok"]
@@ -87,5 +87,5 @@ class Inbox:
             self._quiet.cancel()
         if len(self._numbers) >= self._announced["messages"] and self._blob >= self._announced["blob"]:
             self.complete.set()
-        elif self._lossy:
+        elif self.lossy:
             self._quiet = asyncio.get_running_loop().call_later(QUIET, self.complete.set)
