@@ -30,85 +30,124 @@ use source::{Reader, Value};
 /// All of it. Each part of the program gets the few values it needs from `app`.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// Where the secret and the self-signed certificate live.
     pub data_dir: PathBuf,
     /// The name in ICE URLs; `None`: our public address in the asking request's family.
     pub public_host: Option<String>,
     /// What peers see, as configured; empty: the addresses of the default routes.
     pub public_ips: Vec<IpAddr>,
+    /// How long agents and allocations have to leave after SIGTERM.
     pub drain_timeout: Duration,
+    /// HTTPS and WSS.
     pub http: Http,
+    /// STUN and TURN.
     pub turn: Turn,
+    /// Time-limited TURN users.
     pub credentials: Credentials,
+    /// Agents' tokens.
     pub auth: Auth,
+    /// Sessions and their limits.
     pub signaling: Signaling,
+    /// The operator's port.
     pub admin: Admin,
+    /// What is logged, and how.
     pub log: Log,
 }
 
+/// `[http]`.
 #[derive(Clone, Debug)]
 pub struct Http {
+    /// Where HTTPS and WSS are served.
     pub listen: Vec<SocketAddr>,
     /// Certificate and key; `None`: self-signed, in the data dir.
     pub certificate: Option<(PathBuf, PathBuf)>,
+    /// Origins of pages that may use us beside our own; `*` is all.
     pub allowed_origins: Vec<String>,
     /// 0 is unlimited, here and in every limit below.
     pub connections_per_address: u32,
+    /// TLS handshakes a second for an IPv4 address or an IPv6 /64.
     pub handshakes_per_second_per_address: u32,
+    /// Open connections in all.
     pub connections_total: u32,
 }
 
+/// `[turn]`.
 #[derive(Clone, Debug)]
 pub struct Turn {
+    /// Where clients send to.
     pub listen: Vec<SocketAddr>,
+    /// Sent in challenges, part of every TURN key.
     pub realm: String,
+    /// Local addresses that relay sockets bind to; empty: where the default routes leave.
     pub relay_ips: Vec<IpAddr>,
+    /// Ports of relayed addresses.
     pub relay_ports: RangeInclusive<u16>,
     /// Never 0: resolved to the number of cores.
     pub shards: usize,
+    /// Peers that may be reached although the default list denies them.
     pub allow_peers: Vec<IpNet>,
+    /// Peers denied on top of the default list.
     pub deny_peers: Vec<IpNet>,
+    /// How a denied peer is answered.
     pub denied_peers: DeniedPeers,
+    /// Allocations that one agent may hold.
     pub allocations_per_agent: u32,
+    /// Allocations that all agents together may hold.
     pub allocations_total: u32,
 }
 
+/// `[credentials]`.
 #[derive(Clone, Debug)]
 pub struct Credentials {
     /// Empty: derived from the data dir's secret.
     pub secrets: Vec<Secret>,
+    /// How long credentials live when nobody asks otherwise.
     pub ttl: Duration,
+    /// Credentials never live longer.
     pub max_ttl: Duration,
 }
 
+/// `[auth]`.
 #[derive(Clone, Debug)]
 pub struct Auth {
     /// Empty: derived from the data dir's secret.
     pub secrets: Vec<Secret>,
+    /// A token that lives longer is refused.
     pub max_ttl: Duration,
 }
 
+/// `[signaling]`.
 #[derive(Clone, Debug)]
 pub struct Signaling {
+    /// How long a session outlives its connection.
     pub resume_window: Duration,
     /// `usize::MAX` where the file says 0, here and in the next ones.
     pub window_messages: usize,
+    /// Bytes held for one session.
     pub window_bytes: usize,
+    /// Bytes of one frame.
     pub max_frame: usize,
     /// 0 is unlimited.
     pub messages_per_second: u32,
+    /// Frames at once.
     pub burst: u32,
     /// `usize::MAX` where the file says 0.
     pub presence_limit: usize,
 }
 
+/// `[admin]`.
 #[derive(Clone, Debug)]
 pub struct Admin {
+    /// Plain HTTP: `/metrics`, `/healthz`, `/readyz`.
     pub listen: Vec<SocketAddr>,
 }
 
+/// `[log]`.
 #[derive(Clone, Debug)]
 pub struct Log {
+    /// As of `tracing_subscriber::EnvFilter`.
     pub filter: String,
+    /// One JSON object a line; otherwise text.
     pub json: bool,
 }
 
@@ -179,6 +218,7 @@ impl fmt::Debug for Secret {
 pub struct Surroundings {
     /// Where it is off, `[::]` means `0.0.0.0`.
     pub ipv6: bool,
+    /// Processors that we may use.
     pub cores: usize,
     /// `$STATE_DIRECTORY`.
     pub state_directory: Option<PathBuf>,

@@ -10,16 +10,23 @@ pub const MAX_CARD: usize = 8192;
 
 /// Frames and bytes that nobody numbered (answers, presence) waiting for one connection.
 pub const MAX_ASIDES: usize = 1024;
+/// The same in bytes.
 pub const MAX_ASIDE_BYTES: usize = 1 << 20;
 
 /// What one agent, one room, and all of them together may take.
 #[derive(Clone, Debug)]
 pub struct Limits {
+    /// Bytes of one frame, before it is parsed.
     pub max_frame: usize,
+    /// Frames held for one session.
     pub window_messages: usize,
+    /// Bytes held for one session.
     pub window_bytes: usize,
+    /// How long a session outlives its connection.
     pub resume_window: Duration,
+    /// One agent's frames; `None` is unlimited.
     pub rate: Option<Rate>,
+    /// A room with more agents gets no presence frames.
     pub presence_limit: usize,
     /// How often agents are pinged; one that is silent for two of these is given up.
     pub heartbeat: Duration,
@@ -32,7 +39,9 @@ pub struct Limits {
 /// So many a second, and so many at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
+    /// Frames a second, in the long run.
     pub per_second: u32,
+    /// Frames at once.
     pub burst: u32,
 }
 
