@@ -21,7 +21,8 @@ fuzz_target!(|bytes: &[u8]| {
             if let Some((peer, payload)) = parse_send(message) {
                 // What we read, the codec of the control messages reads too.
                 if let Ok(message) = Message::from_bytes(message) {
-                    let theirs = message.attribute::<XorPeerAddress>().unwrap().addr(message.transaction_id());
+                    let theirs =
+                        message.attribute::<XorPeerAddress>().unwrap().addr(message.transaction_id());
                     assert_eq!((theirs.ip(), theirs.port()), (peer.0.ip(), peer.0.port()));
                     assert_eq!(message.attribute::<Data<'_>>().unwrap().data(), payload);
                 }

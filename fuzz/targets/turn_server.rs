@@ -12,8 +12,9 @@ use halfway::{
     clock::{self, Now},
     credentials::turn_rest::TurnSecrets,
     turn::{
-        FiveTuple, RelayAddress, RelayPort, Transport,
+        Channel, FiveTuple, RelayAddress, RelayPort, Transport,
         auth::Auth,
+        channel_data,
         demux::{Datagram, sort},
         nonce::Nonces,
         policy::{DeniedPeers, LivePorts, Policy},
@@ -23,6 +24,7 @@ use halfway::{
 };
 use libfuzzer_sys::fuzz_target;
 use stun_types::{
+    AddressFamily,
     attribute::{AttributeType, Nonce, RawAttribute, Realm, Username},
     message::{
         IntegrityAlgorithm, IntegrityKey, LongTermKeyCredentials, Message, MessageClass, MessageType,
@@ -30,17 +32,57 @@ use stun_types::{
     },
     prelude::{MessageWrite, MessageWriteExt},
 };
+use turn_types::{
+    attribute::{ChannelNumber, Data, Lifetime, RequestedAddressFamily, RequestedTransport, XorPeerAddress},
+    message::SEND,
+};
 
 /// What happens next.
 #[derive(Arbitrary, Debug)]
 enum Step {
     /// Bytes from one of the clients.
     Raw(u8, Vec<u8>),
-    /// A request with attributes of the fuzzer's choice, signed or not.
-    Request { client: u8, method: u8, transaction: u8, signed: bool, attributes: Vec<(u8, Vec<u8>)> },
+    /// A request with attributes of the fuzzer's choice, signed by one of the agents or not at all.
+    Request {
+        client: u8,
+        method: u8,
+        transaction: u8,
+        agent: Option<u8>,
+        attributes: Vec<Attribute>,
+    },
+    /// Data from a client on a channel.
+    Channel {
+        client: u8,
+        channel: u8,
+        length: u8,
+    },
+    /// Data from a client in a Send indication.
+    Send {
+        client: u8,
+        peer: u8,
+        length: u8,
+    },
+    /// No new allocations from now on.
+    Drain,
     /// A datagram from a peer.
-    FromPeer { peer: u8, port: u8, length: u16 },
+    FromPeer {
+        peer: u8,
+        port: u8,
+        length: u16,
+    },
     Wait(u16),
+}
+
+/// An attribute of a request.
+#[derive(Arbitrary, Debug)]
+enum Attribute {
+    /// A peer that may be reached, or not.
+    Peer(u8),
+    Channel(u8),
+    Lifetime(u16),
+    Udp,
+    Family(bool),
+    Raw(u8, Vec<u8>),
 }
 
 const REALM: &str = "halfway";
@@ -48,6 +90,9 @@ const SECRET: &str = "the secret of the fuzzer";
 const EXPIRES: u64 = 2_000_000_000;
 const PORTS: std::ops::RangeInclusive<u16> = 49_152..=49_167;
 const METHODS: [u16; 7] = [0x001, 0x003, 0x003, 0x004, 0x008, 0x009, 0x00a];
+const AGENTS: [&str; 2] = ["alice", "bob"];
+/// Allocations: each agent, and all.
+const QUOTA: (usize, usize) = (6, 10);
 /// The attributes that a TURN request may have, and one that none has.
 const ATTRIBUTES: [u16; 9] = [0x000c, 0x000d, 0x0012, 0x0017, 0x0018, 0x0019, 0x001a, 0x0022, 0x7fff];
 
@@ -79,16 +124,29 @@ impl World {
     fn step(&mut self, step: &Step) {
         match step {
             Step::Raw(client, bytes) => self.feed(five_tuple(*client), bytes),
-            Step::Request { client, method, transaction, signed, attributes } => {
+            Step::Request { client, method, transaction, agent, attributes } => {
                 let from = five_tuple(*client);
-                let request = self.request(from, *method, *transaction, *signed, attributes);
+                let request = self.request(from, *method, *transaction, *agent, attributes);
                 self.feed(from, &request);
             }
-            Step::FromPeer { peer, port, length } => {
-                let relay = RelayPort { relay: 0, port: PORTS.start() + u16::from(*port) % PORTS.len() as u16 };
-                let peer = SocketAddr::new(IpAddr::from([1, 1, 1, peer % 4]), 7);
-                _ = self.server.to_client(relay, peer, usize::from(*length));
+            Step::Channel { client, channel: number, length } => {
+                let mut data = channel_data::header(channel(*number), (*length).into()).to_vec();
+                data.resize(4 + usize::from(*length), 7);
+                self.feed(five_tuple(*client), &data);
             }
+            Step::Send { client, peer: to, length } => {
+                let mut message = Message::builder_indication(SEND, MessageWriteVec::new());
+                let to = XorPeerAddress::new(peer(*to), message.transaction_id());
+                message.add_attribute(&to).unwrap();
+                message.add_attribute(&Data::new(&vec![7; usize::from(*length)])).unwrap();
+                self.feed(five_tuple(*client), &message.finish());
+            }
+            Step::FromPeer { peer: from, port, length } => {
+                let relay =
+                    RelayPort { relay: 0, port: PORTS.start() + u16::from(*port) % PORTS.len() as u16 };
+                _ = self.server.to_client(relay, peer(*from), usize::from(*length));
+            }
+            Step::Drain => self.server.drain(),
             Step::Wait(seconds) => self.wait(u64::from(*seconds)),
         }
     }
@@ -126,6 +184,8 @@ impl World {
         let ports = self.server.ports(0);
         assert_eq!((ports.live(), ports.free()), (self.live, PORTS.len() - self.live));
         assert_eq!(self.server.quotas().held_in_total(), self.live);
+        assert_eq!(self.server.counters().allocations, self.live as u64);
+        assert!(self.live <= QUOTA.1);
     }
 
     fn bind_ports(&mut self) {
@@ -134,29 +194,75 @@ impl World {
         }
     }
 
-    fn request(&self, from: FiveTuple, method: u8, transaction: u8, signed: bool, attributes: &[(u8, Vec<u8>)]) -> Vec<u8> {
+    fn request(
+        &self,
+        from: FiveTuple,
+        method: u8,
+        transaction: u8,
+        agent: Option<u8>,
+        attributes: &[Attribute],
+    ) -> Vec<u8> {
         let method = Method::new(METHODS[usize::from(method) % METHODS.len()]);
         let kind = MessageType::from_class_method(MessageClass::Request, method);
         let mut message = Message::builder(kind, u128::from(transaction).into(), MessageWriteVec::new());
-        for (kind, value) in attributes.iter().take(16) {
-            let kind = AttributeType::new(ATTRIBUTES[usize::from(*kind) % ATTRIBUTES.len()]);
-            _ = message.add_attribute(&RawAttribute::new(kind, &value[..value.len().min(64)]));
-        }
-        if signed {
+        attributes.iter().take(16).for_each(|attribute| attribute.add_to(&mut message));
+        if let Some(agent) = agent {
+            let (username, key) = &KEYS[usize::from(agent) % AGENTS.len()];
             let nonce = Nonces::new(&[7; 32]).mint(self.now.unix(), from.client);
-            message.add_attribute(&Username::new(&format!("{EXPIRES}:fuzzer")).unwrap()).unwrap();
+            message.add_attribute(&Username::new(username).unwrap()).unwrap();
             message.add_attribute(&Realm::new(REALM).unwrap()).unwrap();
             message.add_attribute(&Nonce::new(&nonce).unwrap()).unwrap();
-            message.add_message_integrity_with_key(&KEY, IntegrityAlgorithm::Sha1).unwrap();
+            message.add_message_integrity_with_key(key, IntegrityAlgorithm::Sha1).unwrap();
         }
         message.finish()
     }
 }
 
-static KEY: LazyLock<IntegrityKey> = LazyLock::new(|| {
-    let user = TurnSecrets::new(&[SECRET]).unwrap().mint("fuzzer", EXPIRES);
-    LongTermKeyCredentials::new(user.username, user.credential, REALM.to_owned()).make_key(IntegrityAlgorithm::Sha1)
+impl Attribute {
+    fn add_to(&self, message: &mut MessageWriteVec) {
+        let transaction = message.transaction_id();
+        let added = match self {
+            Self::Peer(number) => message.add_attribute(&XorPeerAddress::new(peer(*number), transaction)),
+            Self::Channel(number) => message.add_attribute(&ChannelNumber::new(channel(*number).number())),
+            Self::Lifetime(seconds) => message.add_attribute(&Lifetime::new((*seconds).into())),
+            Self::Udp => message.add_attribute(&RequestedTransport::new(RequestedTransport::UDP)),
+            Self::Family(v6) => {
+                let family = if *v6 { AddressFamily::IPV6 } else { AddressFamily::IPV4 };
+                message.add_attribute(&RequestedAddressFamily::new(family))
+            }
+            Self::Raw(kind, value) => {
+                let kind = AttributeType::new(ATTRIBUTES[usize::from(*kind) % ATTRIBUTES.len()]);
+                message.add_attribute(&RawAttribute::new(kind, &value[..value.len().min(64)]))
+            }
+        };
+        added.expect("nothing stands in the way of one more attribute");
+    }
+}
+
+/// User names and keys, by agent.
+static KEYS: LazyLock<[(String, IntegrityKey); 2]> = LazyLock::new(|| {
+    AGENTS.map(|agent| {
+        let user = TurnSecrets::new(&[SECRET]).unwrap().mint(agent, EXPIRES);
+        let credentials =
+            LongTermKeyCredentials::new(user.username.clone(), user.credential, REALM.to_owned());
+        (user.username, credentials.make_key(IntegrityAlgorithm::Sha1))
+    })
 });
+
+/// Public ones, a private one, this host's own, and one of the other family.
+fn peer(number: u8) -> SocketAddr {
+    let ip: IpAddr = match number % 8 {
+        5 => [192, 168, 0, 1].into(),
+        6 => [5, 5, 5, 5].into(),
+        7 => [0x2606, 0, 0, 0, 0, 0, 0, 1].into(),
+        last => [1, 1, 1, last].into(),
+    };
+    SocketAddr::new(ip, if number % 8 == 6 { PORTS.start() + u16::from(number / 8) } else { 7 })
+}
+
+fn channel(number: u8) -> Channel {
+    Channel::new(0x4000 + u16::from(number % 8)).expect("within the range")
+}
 
 fn five_tuple(client: u8) -> FiveTuple {
     let client = SocketAddr::from(([9, 0, 0, 1], 1_000 + u16::from(client % 8)));
@@ -179,5 +285,11 @@ fn server() -> Server {
         secrets: TurnSecrets::new(&[SECRET]).unwrap(),
         nonces: Nonces::new(&[7; 32]),
     };
-    Server::new(Setup { shard: 0, auth, policy, quotas: Quotas::new(6, 0), ports: vec![PORTS.collect()] })
+    Server::new(Setup {
+        shard: 0,
+        auth,
+        policy,
+        quotas: Quotas::new(QUOTA.0 as u32, QUOTA.1 as u32),
+        ports: vec![PORTS.collect()],
+    })
 }
