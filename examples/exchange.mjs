@@ -40,7 +40,10 @@ export class Inbox {
   #intact = true
   #announced
   #quiet
+  #begin
   #resolve
+  /** Resolves with the first sign that the other side's channel is open as well. */
+  begun = new Promise((resolve) => (this.#begin = resolve))
   complete = new Promise((resolve) => (this.#resolve = resolve))
 
   /** One message off the channel: a string, or bytes of the blob. */
@@ -83,6 +86,7 @@ export class Inbox {
   }
 
   #check() {
+    this.#begin()
     if (!this.#announced) return
     const { messages, blob } = this.#announced
     clearTimeout(this.#quiet)

@@ -75,6 +75,8 @@ async function talk(channel) {
   await new Promise((resolve) => channel.onOpen(resolve))
   const opened_ms = Date.now() - offered
   const pair = connection.getSelectedCandidatePair()
+  // node-datachannel now and then loses what arrives while its channel opens: who answers speaks second.
+  if (!flags.to) await inbox.begun
   await sendAll(writer(channel), { messages, size, blob, lossy: inbox.lossy })
   signal({ type: 'message', to: peer, payload: { messages, blob } })
   await inbox.complete

@@ -120,6 +120,9 @@ class Agent:
             await opened.wait()
         opened_ms = round((time.monotonic() - self.offered) * 1000)
         sent = {"messages": self.flags.messages, "blob": self.flags.blob}
+        # node-datachannel now and then loses what arrives while its channel opens: who answers speaks second.
+        if not self.flags.to:
+            await self.inbox.begun.wait()
         await send_all(writer(channel), **sent, size=self.flags.size, lossy=self.inbox.lossy)
         await self.signal(type="message", to=self.peer, payload=sent)
         await self.inbox.complete.wait()

@@ -34,6 +34,7 @@ class Inbox:
     """Takes what arrives. `complete` is set once all the other side has announced is here, or will not come."""
 
     def __init__(self):
+        self.begun = asyncio.Event()  # the first sign that the other side's channel is open as well
         self.complete = asyncio.Event()
         self.lossy = False
         self._numbers = set()
@@ -81,6 +82,7 @@ class Inbox:
         self._blob += len(data)
 
     def _check(self):
+        self.begun.set()
         if not self._announced:
             return
         if self._quiet:
