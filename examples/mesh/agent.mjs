@@ -2,17 +2,21 @@
 // One of the agents of a room, each connected to each: a control channel (requests and answers), a bulk channel that
 // respects backpressure, and a metrics channel that may lose what is late.
 import { createHash, randomBytes } from 'node:crypto'
-import { cleanup, PeerConnection } from 'node-datachannel'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { PeerConnection } from 'node-datachannel'
 import WebSocket from 'ws'
 import { commandLine, fetchIce } from '../cli.mjs'
+import { candidateFilter, nativeServers } from '../libjuice.mjs'
 
 const { url, tls, flags, relayOnly } = commandLine({
   agents: { type: 'string', default: '2' }, // in the room, this one included
   bulk: { type: 'string', default: '1048576' }, // bytes for each of the others
 })
+const { mayUse, allowed } = candidateFilter(relayOnly)
 const others = Number(flags.agents) - 1
 const CHANNELS = { control: {}, bulk: {}, metrics: { unordered: true, maxRetransmits: 0 } }
-const [CHUNK, HIGH_WATER, PATIENCE, SAMPLES] = [16 * 1024, 256 * 1024, 10_000, 100]
+const [CHUNK, HIGH_WATER, SAMPLES] = [16 * 1024, 256 * 1024, 100]
+const [PATIENCE, TRIES] = [4_000, 3] // milliseconds for an answer, and how often a request is sent
 
 /** The connection to one other agent. */
 class Link {
@@ -35,17 +39,20 @@ class Link {
   }
 
   call() {
+    this.calls = true
     for (const [label, options] of Object.entries(CHANNELS)) this.#add(this.connection.createDataChannel(label, options))
   }
 
-  /** Asks over the control channel; fails when there is no answer in time. */
-  ask(method) {
+  /** Asks over the control channel, and again when there is no answer in time: a request may meet an agent too early. */
+  async ask(method) {
     const id = ++this.#last
-    this.#channels.control.sendMessage(JSON.stringify({ id, method }))
-    return new Promise((resolve, reject) => {
-      const timer = setTimeout(() => reject(new Error(`no answer to ${method}`)), PATIENCE)
-      this.#waiting.set(id, (result) => resolve(result, clearTimeout(timer)))
-    })
+    const answered = new Promise((resolve) => this.#waiting.set(id, (result) => resolve({ result })))
+    for (let tries = 0; tries < TRIES; tries++) {
+      this.#channels.control.sendMessage(JSON.stringify({ id, method }))
+      const answer = await Promise.race([answered, sleep(PATIENCE)])
+      if (answer) return answer.result
+    }
+    throw new Error(`no answer to ${method}`)
   }
 
   /** Sends bytes in chunks, never more at a time than the network takes; says whether they arrived intact. */
@@ -98,9 +105,18 @@ const links = new Map()
 const finished = new Set()
 const socket = new WebSocket(new URL('/v1/ws', url), 'halfway.v1', tls)
 socket.on('open', () => signal({ type: 'hello', card: { name: 'mesh' } }))
-socket.on('message', (frame) => receive(JSON.parse(frame)))
+let handled = Promise.resolve()
+socket.on('message', (text) => {
+  const frame = JSON.parse(text)
+  handled = Promise.all([handled, hold(frame)]).then(() => receive(frame)).catch((error) => fail(error.message))
+})
 socket.on('close', (code) => fail(`signaling closed (${code})`))
 socket.on('error', (error) => fail(error.message))
+
+// See ../node-datachannel: whoever offers starts its checks last, or DTLS may begin too early and lose a second.
+function hold({ type, from }) {
+  if (links.get(from)?.calls && ['answer', 'iceCandidate'].includes(type)) return sleep(150)
+}
 
 function receive(frame) {
   // Who comes later calls: no two agents ever offer to each other.
@@ -108,7 +124,8 @@ function receive(frame) {
   if (frame.type === 'error') fail(`${frame.code}: ${frame.message}`)
   if (frame.type === 'agentLeft' && !finished.has(frame.agent)) fail(`${frame.agent} left early`)
   if (frame.type === 'message') finished.add(frame.from)
-  if (frame.type === 'message' && finished.size > others) finish(0)
+  if (frame.type === 'delivered') finished.add(frame.id)
+  if (finished.size > others) finish(0)
   const { connection } = links.get(frame.from) ?? (frame.type === 'offer' ? link(frame.from) : {})
   if (frame.sdp) connection?.setRemoteDescription(allowed(frame.sdp), frame.type)
   if (frame.type === 'iceCandidate' && frame.candidate && mayUse(frame.candidate.candidate))
@@ -134,9 +151,8 @@ async function work() {
     samples: Math.min(...results.map(({ samples }) => samples)),
     round_trip_ms: Math.max(...results.map(({ round_trip_ms }) => round_trip_ms)),
   }))
-  signal({ type: 'message', payload: 'finished' })
-  finished.add('me')
-  if (finished.size > others) finish(0)
+  // Gone only when the others know why.
+  signal({ type: 'message', payload: 'finished', id: 'myself' })
 }
 
 async function exercise(link) {
@@ -148,24 +164,9 @@ async function exercise(link) {
   return { intact, round_trip_ms, samples: await link.ask('samples') }
 }
 
-// libjuice has no relay-only mode: see ../node-datachannel.
-function mayUse(candidate) { return !relayOnly || / typ relay\b/.test(candidate) }
-function allowed(sdp) {
-  return sdp.split(/(?<=\n)/).filter((line) => !line.startsWith('a=candidate:') || mayUse(line)).join('')
-}
-function nativeServers({ urls, username, credential }) {
-  const parts = urls.map((url) => /^(stun|turn):(.+?)(?::(\d+))?(?:\?transport=udp)?$/.exec(url)).filter(Boolean)
-  return parts.map(([, scheme, host, port = 3478]) => {
-    const server = { hostname: host.replace(/[[\]]/g, ''), port: Number(port) }
-    return scheme === 'stun' ? server : { ...server, username, password: credential, relayType: 'TurnUdp' }
-  })
-}
 function signal(frame) { socket.send(JSON.stringify(frame)) }
 function fail(why) { console.error(why); finish(1) }
 function finish(code) {
-  process.exitCode ??= code
-  socket.removeAllListeners('close')
-  socket.close()
   for (const { connection } of links.values()) connection.close()
-  cleanup()
+  process.exit(code)
 }

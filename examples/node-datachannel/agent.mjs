@@ -5,8 +5,10 @@ import { PeerConnection } from 'node-datachannel'
 import WebSocket from 'ws'
 import { commandLine, fetchIce, pairFlags } from '../cli.mjs'
 import { Inbox, sendAll } from '../exchange.mjs'
+import { candidateFilter, nativeServers } from '../libjuice.mjs'
 
 const { url, tls, flags, relayOnly } = commandLine(pairFlags)
+const { mayUse, allowed } = candidateFilter(relayOnly)
 const [messages, size, blob] = [flags.messages, flags.size, flags.blob].map(Number)
 const reliability = { ordered: {}, unordered: { unordered: true }, lossy: { unordered: true, maxRetransmits: 0 } }
 const HIGH_WATER = 256 * 1024
@@ -96,26 +98,6 @@ function writer(channel) {
     else channel.sendMessageBinary(data)
     if (channel.bufferedAmount() > HIGH_WATER) await new Promise((resolve) => (drained = resolve))
   }
-}
-
-// libjuice has no relay-only mode (its policy hides candidates, but checks still leave from the host's own socket):
-// an agent that neither tells nor hears of any but relayed candidates has no other path to find.
-function mayUse(candidate) {
-  return !relayOnly || / typ relay\b/.test(candidate)
-}
-
-function allowed(sdp) {
-  return sdp.split(/(?<=\n)/).filter((line) => !line.startsWith('a=candidate:') || mayUse(line)).join('')
-}
-
-// As an object, because a URL's user and password would have to be escaped. libjuice knows TURN over UDP only, and hears
-// its public address from the TURN server: to ask it once more, as a `stun:` server, would cost up to 100 ms.
-function nativeServers({ urls, username, credential }) {
-  const turn = urls.map((url) => /^turn:([^?]+?)(?::(\d+))?(?:\?transport=udp)?$/.exec(url)).filter(Boolean)
-  return turn.map(([, host, port = 3478]) => {
-    const hostname = host.replace(/[[\]]/g, '')
-    return { hostname, port: Number(port), username, password: credential, relayType: 'TurnUdp' }
-  })
 }
 
 function signal(frame) {

@@ -52,6 +52,7 @@ class Agent:
             if self.kind == "chromium":
                 return self.result_in_console(timeout)
             output, _ = self.process.communicate(timeout=timeout)
+            assert self.process.returncode == 0, f"{self.name} ({self.kind}) failed: {output}\n{self.tail()}"
             return json.loads(output.strip().splitlines()[-1])
         except (subprocess.TimeoutExpired, ValueError, IndexError) as problem:
             raise AssertionError(f"{self.name} ({self.kind}) gave no result: {problem}\n{self.tail()}") from None
