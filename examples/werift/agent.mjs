@@ -46,7 +46,8 @@ async function receive(frame) {
   if (!peer || frame.from !== peer) return
   if (frame.type === 'offer') await answer(frame.sdp)
   if (frame.type === 'answer') await connection.setRemoteDescription({ type: 'answer', sdp: frame.sdp })
-  if (frame.type === 'iceCandidate') await connection.addIceCandidate(frame.candidate)
+  // Browsers hide host addresses behind mDNS names, which werift does not survive.
+  if (frame.type === 'iceCandidate' && !/\.local\b/.test(frame.candidate?.candidate)) await connection.addIceCandidate(frame.candidate)
   if (frame.type === 'message') inbox.announce(frame.payload)
   if (frame.type === 'bye') release()
 }

@@ -46,11 +46,21 @@ impl Ports {
         self.free.push(port);
     }
 
+    /// Whether a port could be [taken](Self::take).
+    #[must_use]
+    pub fn has(&self, even: bool) -> bool {
+        self.position(even).is_some()
+    }
+
     /// A bound port becomes live; `even` for EVEN-PORT (RFC 8656 §18.7).
     pub fn take(&mut self, even: bool) -> Option<u16> {
-        let index = self.reserve.iter().position(|port| !even || port % 2 == 0)?;
+        let index = self.position(even)?;
         self.live += 1;
         self.reserve.remove(index)
+    }
+
+    fn position(&self, even: bool) -> Option<usize> {
+        self.reserve.iter().position(|port| !even || port % 2 == 0)
     }
 
     /// A live port is free again; its socket is closed.

@@ -2,6 +2,8 @@
 
 Each pair, and each kind of channel: 1,000 messages of 1 KiB and a blob of 200 KiB each way, all intact, through Halfway
 alone. The agents sit in namespaces that cannot reach each other, and Halfway's own counters must show the bytes.
+Some pairs also meet without being told to use the relay only: then each names private addresses to the other, which the
+relay refuses, and no client may lose its relay over that.
 Usage: matrix.py [KIND+KIND …]: the first of a pair offers, the second answers.
 """
 
@@ -17,38 +19,40 @@ from net import Net, assert_apart
 
 MESSAGES, SIZE, BLOB = 1_000, 1_024, 200 * 1_024
 PATIENCE = 60
+CHANNELS = ("ordered", "unordered", "lossy")
+WITH_PRIVATE_CANDIDATES = [("chromium", "werift"), ("werift", "aiortc"), ("aiortc", "node-datachannel")]
 # From the offer to the open channel, for pairs that trickle. The bar is a second; a busy machine gets another.
 OPEN_MS = 2_000
 
 
 def main(wanted):
     chosen = [tuple(pair.split("+")) for pair in wanted] or list(itertools.combinations_with_replacement(KINDS, 2))
+    runs = [(pair, channel, True) for pair in chosen for channel in CHANNELS]
+    runs += [(pair, "ordered", False) for pair in WITH_PRIVATE_CANDIDATES if not wanted]
     passed = failed = 0
     with tempfile.TemporaryDirectory(prefix="halfway-lab-") as scratch, Net() as net:
         sites = net.site(1), net.site(2)
         assert_apart(*sites)
         assert_apart(*reversed(sites))
         with Appliance(net, pathlib.Path(scratch)) as appliance, Pages(appliance):
-            for number, (pair, channel) in enumerate(
-                itertools.product(chosen, ("ordered", "unordered", "lossy"))
-            ):
+            for number, (pair, channel, relay_only) in enumerate(runs):
                 directory = pathlib.Path(scratch) / f"run{number}"
                 directory.mkdir()
                 try:
-                    print(meet(appliance, sites, pair, channel, number, directory), flush=True)
+                    print(meet(appliance, sites, pair, channel, relay_only, directory), flush=True)
                     passed += 1
                 except AssertionError as problem:
-                    print(f"FAIL {'+'.join(pair)} {channel}: {problem}", flush=True)
+                    print(f"FAIL {'+'.join(pair)} {channel}, relay only {relay_only}: {problem}", flush=True)
                     failed += 1
     print(f"{passed} passed, {failed} failed")
     return 1 if failed or not passed else 0
 
 
-def meet(appliance, sites, pair, channel, number, directory):
+def meet(appliance, sites, pair, channel, relay_only, directory):
     """One pair over one kind of channel; a line about it."""
     before, started = appliance.relayed(), time.monotonic()
-    names = f"a{number}", f"b{number}"
-    common = {"relay_only": True, "channel": channel, "messages": MESSAGES, "size": SIZE, "blob": BLOB}
+    names = f"a-{directory.name}", f"b-{directory.name}"
+    common = {"relay_only": relay_only, "channel": channel, "messages": MESSAGES, "size": SIZE, "blob": BLOB}
     answerer = Agent(pair[1], sites[1], appliance, names[1], directory, **common)
     offerer = Agent(pair[0], sites[0], appliance, names[0], directory, to=names[1], **common)
     try:
@@ -66,11 +70,12 @@ def meet(appliance, sites, pair, channel, number, directory):
     # Each byte comes from one client and goes to another: two relayed addresses, counted on the way out and in.
     assert relayed >= 2 * payload * 0.98, f"only {relayed:.0f} bytes were relayed"
     opened = max(result["opened_ms"] for result in results)
-    if set(pair) <= TRICKLES:
+    if relay_only and set(pair) <= TRICKLES:
         assert opened < OPEN_MS, f"the channel opened after {opened} ms"
     took = time.monotonic() - started
     received = "/".join(str(result["received"]) for result in results)
-    return f"ok   {'+'.join(pair)} {channel}: open {opened:.0f} ms, {received} messages, {took:.1f} s in all"
+    kind = channel if relay_only else f"{channel}, private candidates too"
+    return f"ok   {'+'.join(pair)} {kind}: open {opened:.0f} ms, {received} messages, {took:.1f} s in all"
 
 
 if __name__ == "__main__":

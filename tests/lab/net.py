@@ -1,12 +1,20 @@
 """Network namespaces for tests: a public one where Halfway runs, and sites that reach it and nothing else.
 
-Names carry this process's id, so that runs do not collide; everything is removed when the `with` ends.
+Names carry this process's id, so that runs do not collide; everything is removed when the `with` ends, or this process,
+however it does.
 """
 
 import os
-import signal
 import subprocess
-import sys
+
+# Waits for the end of its input, which comes with the end of whoever holds the other side of the pipe.
+REMOVE = """
+cat
+for name in $(ip netns list | sed -n "s/^\\($1-[a-z0-9]*\\).*/\\1/p"); do
+    ip netns pids "$name" | xargs -r kill -KILL 2>/dev/null
+    ip netns del "$name"
+done
+"""
 
 # Addresses that exist nowhere but in here. The public one lies in no special-purpose range: agents treat it as real.
 PUBLIC = {4: "5.9.0.1", 6: "2a0f:9::1"}
@@ -41,23 +49,17 @@ class Namespace:
     def sysctl(self, key, value):
         self.run("sysctl", "-qw", f"{key}={value}")
 
-    def remove(self):
-        pids = run("ip", "netns", "pids", self.name).split()
-        subprocess.run(["kill", "-KILL", *pids], stderr=subprocess.DEVNULL, check=False) if pids else None
-        run("ip", "netns", "del", self.name)
-
 
 class Net:
     """The public namespace and its sites."""
 
     def __init__(self):
         self.id = f"hw{os.getpid()}"
-        self.namespaces = []
 
     def __enter__(self):
-        # Ended from outside, we still leave nothing behind.
-        for deadly in signal.SIGTERM, signal.SIGHUP:
-            signal.signal(deadly, lambda number, _: sys.exit(128 + number))
+        # In a session of its own, so that what ends us does not end it.
+        command = ["sh", "-c", REMOVE, "sh", self.id]
+        self.remover = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         try:
             self.public = self.namespace("public")
             # A site's packets end here: only Halfway carries anything from one to another.
@@ -71,13 +73,10 @@ class Net:
         return self
 
     def __exit__(self, *_):
-        for namespace in reversed(self.namespaces):
-            namespace.remove()
+        self.remover.communicate()
 
     def namespace(self, name):
-        namespace = Namespace(f"{self.id}-{name}")
-        self.namespaces.append(namespace)
-        return namespace
+        return Namespace(f"{self.id}-{name}")
 
     def site(self, number):
         """A site of its own, one hop from the public namespace, with a private IPv4 and IPv6 address."""

@@ -75,8 +75,12 @@ pub(super) fn allocate(
     if server.draining {
         return Err(Refusal::InsufficientCapacity);
     }
+    // First, so that nobody loses an idle allocation for one that has no port.
+    let even = wish.even_port.is_some();
+    let relay = relay_with_port(server, family, even).ok_or(Refusal::InsufficientCapacity)?;
     let seat = server.take_seat(caller.agent(), request.from, now.mono)?;
-    let relay = take_port(server, family, wish.even_port.is_some()).ok_or(Refusal::InsufficientCapacity)?;
+    let port = server.ports(relay).take(even).expect("it was there a moment ago");
+    let relay = RelayPort { relay, port };
     let relayed = SocketAddr::new(server.policy.relays[usize::from(relay.relay)].public, relay.port);
     let lifetime = granted(wish.lifetime);
     let until = now.mono + lifetime;
@@ -97,13 +101,9 @@ fn family(message: &Message<'_>) -> Result<Option<Family>, Refusal> {
     }))
 }
 
-/// A bound port of the first relay address of `family` that has one.
-fn take_port(server: &mut Server, family: Family, even: bool) -> Option<RelayPort> {
-    let relays = server.policy.relays.iter().enumerate();
-    let mut of_family =
-        relays.filter(|(_, relay)| Family::of(relay.public) == family).map(|(index, _)| index);
-    of_family.find_map(|index| {
-        let port = server.ports[index].take(even)?;
-        Some(RelayPort { relay: index as u8, port })
-    })
+/// The first relay address of `family` that has a bound port.
+fn relay_with_port(server: &Server, family: Family, even: bool) -> Option<u8> {
+    let relays = server.policy.relays.iter().zip(&server.ports);
+    let index = relays.map(|(relay, ports)| Family::of(relay.public) == family && ports.has(even));
+    index.enumerate().find_map(|(index, fits)| fits.then_some(index as u8))
 }

@@ -276,6 +276,24 @@ fn the_longest_idle_allocation_makes_room_in_another_shard_too() {
 }
 
 #[test]
+fn nobody_loses_an_idle_allocation_for_one_that_has_no_port() {
+    let world = World { per_agent: 1, ports: 49152..=49152, ..World::default() };
+    world.check(
+        "0s alice > Allocate
+         0s alice < Allocate 401 realm nonce
+         0s alice > Allocate auth
+         0s - take :49152
+         0s alice < Allocate ok relayed=5.5.5.5:49152 mapped=9.0.0.1:1000 lifetime=1200 signed
+         60s alice/1 > Allocate
+         60s alice/1 < Allocate 401 realm nonce
+         60s alice/1 > Allocate auth
+         60s alice/1 < Allocate 508 signed
+         61s alice > Refresh auth
+         61s alice < Refresh ok lifetime=1200 signed",
+    );
+}
+
+#[test]
 fn the_total_is_a_limit_too() {
     let world = World { total: 1, ..World::default() };
     world.check(
