@@ -5,30 +5,27 @@ import asyncio
 import json
 import sys
 import time
-from urllib.parse import urljoin
 
 from aiortc import RTCConfiguration, RTCIceServer, RTCIceTransportPolicy, RTCPeerConnection, RTCSessionDescription
 from aiortc.sdp import candidate_from_sdp
-from websockets.asyncio.client import connect
 
 from cli import fetch_ice, parse_flags, trust
-from exchange import Inbox, send_all
+from exchange import Inbox, send_all, writer
+from signaling import Signaling, open_socket
 
 RELIABILITY = {"ordered": {}, "unordered": {"ordered": False}, "lossy": {"ordered": False, "maxRetransmits": 0}}
-HIGH_WATER = 256 * 1024
 
 
 class Agent:
     def __init__(self, flags, ice, socket):
-        self.flags, self.ice, self.socket = flags, ice, socket
+        self.flags, self.ice, self.signaling = flags, ice, Signaling(socket, offers=flags.to)
         self.peer = None
         self.inbox, self.released = Inbox(), asyncio.Event()
         self.result = asyncio.get_running_loop().create_future()
 
     async def run(self):
-        await self.signal(type="hello", card={"name": "aiortc"})
-        self.frames = asyncio.Queue()
-        self.tasks = [self.supervise(self.listen()), self.supervise(self.work())]
+        await self.signaling.send(type="hello", card={"name": "aiortc"})
+        self.tasks = [self.supervise(self.signaling.listen()), self.supervise(self.work())]
         return await self.result
 
     def supervise(self, coroutine):
@@ -41,21 +38,9 @@ class Agent:
         if problem and not self.result.done():
             self.result.set_exception(problem)
 
-    async def signal(self, **frame):
-        await self.socket.send(json.dumps(frame))
-
-    async def listen(self):
-        async for text in self.socket:
-            frame = json.loads(text)
-            # Whoever offers starts its checks last, and so is connected first. The other way about, the answering side
-            # would begin DTLS with one that does not listen yet, and try again a second later.
-            hold = 0.15 if self.flags.to and frame["type"] in ("answer", "iceCandidate") else 0
-            asyncio.get_running_loop().call_later(hold, self.frames.put_nowait, frame)
-        raise ConnectionError("signaling closed")
-
     async def work(self):
-        while True:
-            await self.receive(await self.frames.get())
+        async for frame in self.signaling.frames():
+            await self.receive(frame)
 
     async def receive(self, frame):
         kind, to = frame["type"], self.flags.to
@@ -93,7 +78,7 @@ class Agent:
         """Sends the description with every candidate in it: aiortc gathers them all first."""
         await self.connection.setLocalDescription(description)
         local = self.connection.localDescription
-        await self.signal(type=local.type, to=self.peer, sdp=local.sdp)
+        await self.signaling.send(type=local.type, to=self.peer, sdp=local.sdp)
 
     def connect(self, agent):
         self.peer, self.offered = agent, time.monotonic()
@@ -124,28 +109,13 @@ class Agent:
         if not self.flags.to:
             await self.inbox.begun.wait()
         await send_all(writer(channel), **sent, size=self.flags.size, lossy=self.inbox.lossy)
-        await self.signal(type="message", to=self.peer, payload=sent)
+        await self.signaling.send(type="message", to=self.peer, payload=sent)
         await self.inbox.complete.wait()
-        await self.signal(type="bye", to=self.peer)
+        await self.signaling.send(type="bye", to=self.peer)
         await self.released.wait()
         await self.connection.close()
         # aiortc does not tell which candidates were chosen.
         self.result.set_result({"opened_ms": opened_ms, **self.inbox.summary(), "local": None, "remote": None})
-
-
-def writer(channel):
-    """Sends on a channel, and waits while it holds more than the network takes."""
-    drained = asyncio.Event()
-    channel.bufferedAmountLowThreshold = HIGH_WATER // 2
-    channel.on("bufferedamountlow", drained.set)
-
-    async def write(data):
-        drained.clear()
-        channel.send(data)
-        if channel.bufferedAmount > HIGH_WATER:
-            await drained.wait()
-
-    return write
 
 
 def parse_candidate(candidate):
@@ -159,9 +129,7 @@ def parse_candidate(candidate):
 async def main(flags):
     tls = trust(flags)
     ice = await asyncio.to_thread(fetch_ice, flags, tls)
-    address = urljoin(flags.url, "/v1/ws").replace("https:", "wss:")
-    headers = {"Authorization": f"Bearer {flags.token}"}
-    async with connect(address, ssl=tls, subprotocols=["halfway.v1"], additional_headers=headers) as socket:
+    async with open_socket(flags, tls) as socket:
         agent = Agent(flags, ice, socket)
         print(json.dumps(await agent.run()))
         return agent.inbox.sound()

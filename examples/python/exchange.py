@@ -4,6 +4,7 @@ import asyncio
 
 CHUNK = 16 * 1024
 OFFSET = 4  # bytes in front of a chunk that say where in the blob it belongs
+HIGH_WATER = 256 * 1024  # bytes that may wait in a channel
 QUIET = 3  # seconds without news after which a lossy channel has lost what is missing
 
 PATTERN = bytes(at % 251 for at in range(251 + CHUNK))
@@ -28,6 +29,21 @@ async def send_all(write, *, messages, size, blob, lossy=False):
         await write(at.to_bytes(OFFSET, "big") + piece(at, min(CHUNK - OFFSET, blob - at)))
         if lossy:
             await asyncio.sleep(0.01)
+
+
+def writer(channel):
+    """Sends on a channel, and waits while it holds more than the network takes."""
+    drained = asyncio.Event()
+    channel.bufferedAmountLowThreshold = HIGH_WATER // 2
+    channel.on("bufferedamountlow", drained.set)
+
+    async def write(data):
+        drained.clear()
+        channel.send(data)
+        if channel.bufferedAmount > HIGH_WATER:
+            await drained.wait()
+
+    return write
 
 
 class Inbox:
