@@ -331,18 +331,6 @@ impl Forward {
             route.channels.iter().map(|b| if b.in_force { b.until } else { b.until + REBIND_GUARD });
         route.permissions.values().map(|permission| permission.until).chain(channels).min()
     }
-
-    /// Allocations in the table.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.routes.len()
-    }
-
-    /// Whether there is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.routes.is_empty()
-    }
 }
 
 /// What an allocation leaves behind.

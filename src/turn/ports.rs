@@ -80,10 +80,4 @@ impl Ports {
     pub fn live(&self) -> usize {
         self.live
     }
-
-    /// Whether the reserve wants more.
-    #[must_use]
-    pub fn is_short(&self) -> bool {
-        !self.free.is_empty() && self.reserve.len() < RESERVE
-    }
 }

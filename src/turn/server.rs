@@ -144,7 +144,7 @@ impl Server {
             return reply.extend_from_slice(answer);
         }
         match request.message.method() {
-            BINDING => self.answer_binding(&request, reply),
+            BINDING => self.answer_binding(now, &request, reply),
             ALLOCATE | REFRESH | CREATE_PERMISSION | CHANNEL_BIND => self.answer_turn(now, &request, reply),
             // RFC 8489 §6.3: a method that is not supported is dropped in silence.
             _ => self.counters.dropped(Dropped::Malformed),
@@ -215,13 +215,13 @@ impl<'a> Request<'a> {
 
 /// Answering.
 impl Server {
-    fn answer_binding(&mut self, request: &Request<'_>, reply: &mut Vec<u8>) {
+    fn answer_binding(&mut self, now: Now, request: &Request<'_>, reply: &mut Vec<u8>) {
         match method::binding(request) {
             Ok(success) => {
                 self.counters.bindings += 1;
                 reply::success(&request.message, success, None, reply);
             }
-            Err(refusal) => self.refuse(request, &refusal, None, None, reply),
+            Err(refusal) => self.refuse(now, request, &refusal, None, reply),
         }
     }
 
@@ -230,7 +230,7 @@ impl Server {
         // Before anything else in the request is looked at: some clients ask for more than they repeat.
         match self.auth.authenticate(now, &request.from, &request.message, holds_allocation) {
             Ok(caller) => self.answer_caller(now, request, &caller, reply),
-            Err(refusal) => self.challenge(now, request, &refusal, None, reply),
+            Err(refusal) => self.refuse(now, request, &refusal, None, reply),
         }
     }
 
@@ -238,17 +238,14 @@ impl Server {
         let start = reply.len();
         match method::turn(self, now, request, caller) {
             Ok(success) => reply::success(&request.message, success, Some(caller.key()), reply),
-            Err(refusal) if refusal.challenges() => {
-                self.challenge(now, request, &refusal, Some(caller), reply);
-            }
-            Err(refusal) => self.refuse(request, &refusal, None, Some(caller), reply),
+            Err(refusal) => self.refuse(now, request, &refusal, Some(caller), reply),
         }
         if matches!(request.message.method(), ALLOCATE | REFRESH) {
             self.answers.put(now.mono, request.from, request.message.transaction_id(), &reply[start..]);
         }
     }
 
-    fn challenge(
+    fn refuse(
         &mut self,
         now: Now,
         request: &Request<'_>,
@@ -256,21 +253,8 @@ impl Server {
         caller: Option<&Caller>,
         reply: &mut Vec<u8>,
     ) {
-        let (realm, nonce) = self.auth.challenge(now, &request.from);
-        let challenge = refusal.challenges().then(|| (realm.to_owned(), nonce));
-        self.refuse(request, refusal, challenge, caller, reply);
-    }
-
-    fn refuse(
-        &mut self,
-        request: &Request<'_>,
-        refusal: &Refusal,
-        challenge: Option<(String, String)>,
-        caller: Option<&Caller>,
-        reply: &mut Vec<u8>,
-    ) {
         self.counters.refused(refusal);
-        let challenge = challenge.as_ref().map(|(realm, nonce)| (realm.as_str(), nonce.clone()));
+        let challenge = refusal.challenges().then(|| self.auth.challenge(now, &request.from));
         reply::error(&request.message, refusal, challenge, caller.map(Caller::key), reply);
     }
 }
