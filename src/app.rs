@@ -77,7 +77,8 @@ async fn run(config: &Config) -> Result<(), String> {
     let (https_at, admin_at) = (addresses(&public), addresses(&admin));
     let policy = policy(config, &host, &relays, [&https_at[..], &admin_at].concat());
     let relay = Arc::new(Relay::start(relay_config(config, &keys, policy))?);
-    let offer = offer(config, &relays, relay.listening());
+    // What is really served, and so what ICE lists may name.
+    let offer = IceOffer::new(config, &relays, relay.listening().iter().map(SocketAddr::port));
 
     let ready = Arc::new(AtomicBool::new(true));
     let front = Front::new(config, keys.tokens.clone(), keys.turn.clone(), offer.clone(), Arc::clone(&ready));
@@ -188,20 +189,6 @@ fn relay_config(config: &Config, keys: &Keys, policy: Policy) -> RelayConfig {
         realm: config.turn.realm.clone(),
         secrets: keys.turn.clone(),
         nonces: Nonces::new(&keys.instance.derive(Purpose::Nonce)),
-    }
-}
-
-/// What is really served, and so what ICE lists may name.
-fn offer(config: &Config, relays: &Relays, turn: &[SocketAddr]) -> IceOffer {
-    let mut turn_udp_ports: Vec<u16> = turn.iter().map(SocketAddr::port).collect();
-    turn_udp_ports.sort_unstable();
-    turn_udp_ports.dedup();
-    IceOffer {
-        public_host: config.public_host.clone(),
-        public_ips: relays.addresses.iter().map(|relay| relay.public).collect(),
-        turn_udp_ports,
-        default_ttl: config.credentials.ttl,
-        max_ttl: config.credentials.max_ttl,
     }
 }
 

@@ -1,6 +1,6 @@
 //! `halfway ice`: prints the ICE list of an agent, from the secret alone.
 
-use std::{net::IpAddr, time::Duration};
+use std::time::Duration;
 
 use clap::Args;
 
@@ -38,29 +38,16 @@ pub(super) fn run(options: &Options, config: &Config, now: Now) -> Result<(), Fa
     print(&body)
 }
 
-/// What an instance of this configuration serves.
+/// What an instance of this configuration serves, as far as that can be known without it.
 fn offer(config: &Config, relays: &Relays) -> Result<IceOffer, Failure> {
-    let public_ips: Vec<IpAddr> = relays.addresses.iter().map(|relay| relay.public).collect();
-    if public_ips.is_empty() {
+    let offer = IceOffer::new(config, relays, config.turn.listen.iter().map(std::net::SocketAddr::port));
+    if offer.public_ips.is_empty() {
         return Err(Failure::Failed(relays.warnings.join("; ")));
     }
-    Ok(IceOffer {
-        public_host: config.public_host.clone(),
-        public_ips,
-        turn_udp_ports: ports(config)?,
-        default_ttl: config.credentials.ttl,
-        max_ttl: config.credentials.max_ttl,
-    })
-}
-
-fn ports(config: &Config) -> Result<Vec<u16>, Failure> {
-    let mut ports: Vec<u16> = config.turn.listen.iter().map(std::net::SocketAddr::port).collect();
-    ports.sort_unstable();
-    ports.dedup();
-    if ports.contains(&0) {
+    if offer.turn_udp_ports.contains(&0) {
         return Err(Failure::Failed(
             "turn.listen: port 0 is known only to the running instance: ask its /v1/ice".to_owned(),
         ));
     }
-    Ok(ports)
+    Ok(offer)
 }

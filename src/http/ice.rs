@@ -6,7 +6,9 @@ use serde::Serialize;
 
 use crate::{
     clock::Now,
+    config::Config,
     credentials::turn_rest::{TurnSecrets, TurnUser},
+    host::Relays,
 };
 
 /// What is really served, and for how long it may be promised.
@@ -22,6 +24,21 @@ pub struct IceOffer {
 }
 
 impl IceOffer {
+    /// What an instance of this configuration serves, with STUN and TURN over UDP on `ports`.
+    #[must_use]
+    pub fn new(config: &Config, relays: &Relays, ports: impl Iterator<Item = u16>) -> Self {
+        let mut turn_udp_ports: Vec<u16> = ports.collect();
+        turn_udp_ports.sort_unstable();
+        turn_udp_ports.dedup();
+        Self {
+            public_host: config.public_host.clone(),
+            public_ips: relays.addresses.iter().map(|relay| relay.public).collect(),
+            turn_udp_ports,
+            default_ttl: config.credentials.ttl,
+            max_ttl: config.credentials.max_ttl,
+        }
+    }
+
     /// The host part of the URLs for a client that asks from `client` and reached us at `reached`.
     #[must_use]
     pub fn host_for(&self, client: IpAddr, reached: IpAddr) -> String {
