@@ -83,7 +83,7 @@ async fn data_right_behind_its_request_is_not_lost() {
     let mut buffer = [0; 1_024];
     let mut alice = client::Client::with_secret(SECRET, clock::now().unix() + 600);
     for text in ["Allocate", "Allocate auth"] {
-        socket.send(&alice.say(text, "alice").bytes).await.unwrap();
+        socket.send(&alice.say(text, "alice")).await.unwrap();
         let length = timeout(PATIENCE, socket.recv(&mut buffer)).await.unwrap().unwrap();
         alice.hear(&buffer[..length], &[]);
     }
@@ -96,7 +96,7 @@ async fn data_right_behind_its_request_is_not_lost() {
             format!("ChannelBind auth peer={at} channel={number:x}"),
             format!("ChannelData {number:x} b{run}"),
         ] {
-            socket.send(&alice.say(&text, "alice").bytes).await.unwrap();
+            socket.send(&alice.say(&text, "alice")).await.unwrap();
         }
         for expected in [format!("a{run}"), format!("b{run}")] {
             let length = timeout(PATIENCE, peer.recv(&mut buffer)).await.unwrap().unwrap();

@@ -261,7 +261,7 @@ fn the_longest_idle_allocation_makes_room_in_another_shard_too() {
         };
         for text in ["Allocate", "Allocate auth"] {
             let mut reply = Vec::new();
-            let request = alice.say(text, "alice").bytes;
+            let request = alice.say(text, "alice");
             shards[shard].handle_request(start + Duration::from_secs(at), from, &request, &mut reply);
             alice.hear(&reply, &[]);
         }

@@ -40,11 +40,6 @@ impl Default for Client {
     }
 }
 
-/// One thing a client sends, from words like `Allocate auth lifetime=0`.
-pub struct Outgoing {
-    pub bytes: Vec<u8>,
-}
-
 /// What is in a request beyond its method.
 struct Words<'a>(Vec<&'a str>);
 
@@ -69,16 +64,17 @@ impl Client {
         Self { nonce: Vec::new(), transactions: 0, secret: secret.to_owned(), expires }
     }
 
+    /// What a client sends, from words like `Allocate auth lifetime=0`.
+    ///
     /// Users expire ten hours after the start of time, or at `expires=` seconds from it.
-    pub fn say(&mut self, text: &str, default_user: &str) -> Outgoing {
+    pub fn say(&mut self, text: &str, default_user: &str) -> Vec<u8> {
         let words = Words(text.split_whitespace().collect());
-        let bytes = match words.0[0] {
+        match words.0[0] {
             "ChannelData" => channel_data(&words),
             "Send" => self.indication(&words),
             "raw" => hex(words.0[1]),
             method => self.request(method, &words, default_user),
-        };
-        Outgoing { bytes }
+        }
     }
 
     fn request(&mut self, method: &str, words: &Words<'_>, default_user: &str) -> Vec<u8> {

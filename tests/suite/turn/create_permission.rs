@@ -2,13 +2,7 @@
 
 use halfway::turn::policy::DeniedPeers;
 
-use super::trace::{World, check};
-
-const ALLOCATED: &str = "0s alice > Allocate
-    0s alice < Allocate 401 realm nonce
-    0s alice > Allocate auth
-    0s - take :49152
-    0s alice < Allocate ok relayed=5.5.5.5:49152 mapped=9.0.0.1:1000 lifetime=1200 signed\n";
+use super::trace::{ALLOCATED, World, check};
 
 #[test]
 fn a_permission_is_for_an_address_and_for_five_minutes() {

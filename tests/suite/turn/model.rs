@@ -84,7 +84,7 @@ fn run(steps: &[Step]) {
                 server.begin_batch(now);
             }
             Step::Say(who, text) => {
-                let bytes = clients.entry(*who).or_default().say(text, AGENTS[who / EACH]).bytes;
+                let bytes = clients.entry(*who).or_default().say(text, AGENTS[who / EACH]);
                 let reply = feed(&mut server, now, *who, &bytes);
                 if !reply.is_empty() {
                     clients.entry(*who).or_default().hear(&reply, &[]);

@@ -1,12 +1,6 @@
 //! Refresh (RFC 8656 §8).
 
-use super::trace::check;
-
-const ALLOCATED: &str = "0s alice > Allocate
-    0s alice < Allocate 401 realm nonce
-    0s alice > Allocate auth
-    0s - take :49152
-    0s alice < Allocate ok relayed=5.5.5.5:49152 mapped=9.0.0.1:1000 lifetime=1200 signed\n";
+use super::trace::{ALLOCATED, check};
 
 #[test]
 fn each_refresh_starts_the_lifetime_anew() {

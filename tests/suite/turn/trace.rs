@@ -39,6 +39,13 @@ use super::client::{Client, REALM, SECRET};
 /// Wall clock at 0s.
 pub const START: u64 = 1_800_000_000;
 
+/// How most traces begin: Alice has an allocation.
+pub const ALLOCATED: &str = "0s alice > Allocate
+    0s alice < Allocate 401 realm nonce
+    0s alice > Allocate auth
+    0s - take :49152
+    0s alice < Allocate ok relayed=5.5.5.5:49152 mapped=9.0.0.1:1000 lifetime=1200 signed\n";
+
 /// What a test may want different.
 pub struct World {
     pub per_agent: u32,
@@ -192,7 +199,7 @@ impl Stage {
 
     fn client_sends(&mut self, who: &str, what: &str) {
         let user = who.split('/').next().unwrap();
-        let bytes = self.clients.entry(who.to_owned()).or_default().say(what, user).bytes;
+        let bytes = self.clients.entry(who.to_owned()).or_default().say(what, user);
         let from = five_tuple(who);
         match demux::sort(&bytes) {
             demux::Datagram::ChannelData(channel, payload) => {

@@ -75,9 +75,9 @@ fn seven_allocates_in_a_row_get_seven_identical_answers() {
         server.handle_request(start + Duration::from_millis(at), alice(), bytes, &mut reply);
         reply
     };
-    let challenge = client.say("Allocate", "alice").bytes;
+    let challenge = client.say("Allocate", "alice");
     client.hear(&ask(0, &challenge), &[]);
-    let request = client.say("Allocate auth", "alice").bytes;
+    let request = client.say("Allocate auth", "alice");
     let first = ask(10, &request);
     assert!(!first.is_empty());
     for at in [60, 160, 360, 760, 1_560, 3_160] {
@@ -91,7 +91,7 @@ fn strangers_get_little() {
     let now = Now { wall: UNIX_EPOCH + Duration::from_secs(START), ..clock::now() };
     let mut client = Client::default();
     for (text, request, answer) in [("Binding", 20, 32), ("Allocate", 28, 76), ("Refresh", 20, 76)] {
-        let bytes = client.say(text, "alice").bytes;
+        let bytes = client.say(text, "alice");
         let mut reply = Vec::new();
         World::default().server().handle_request(now, alice(), &bytes, &mut reply);
         assert_eq!((bytes.len(), reply.len()), (request, answer), "{text}");
