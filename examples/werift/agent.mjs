@@ -46,10 +46,15 @@ async function receive(frame) {
   if (!peer || frame.from !== peer) return
   if (frame.type === 'offer') await answer(frame.sdp)
   if (frame.type === 'answer') await connection.setRemoteDescription({ type: 'answer', sdp: frame.sdp })
-  // Browsers hide host addresses behind mDNS names, which werift does not survive.
-  if (frame.type === 'iceCandidate' && !/\.local\b/.test(frame.candidate?.candidate)) await connection.addIceCandidate(frame.candidate)
+  if (frame.type === 'iceCandidate' && takes(frame.candidate)) await connection.addIceCandidate(frame.candidate)
   if (frame.type === 'message') inbox.announce(frame.payload)
   if (frame.type === 'bye') release()
+}
+
+// Told that there are no more candidates (null) before its own are gathered, werift gives up at once. And browsers hide
+// host addresses behind mDNS names, which it does not survive.
+function takes(candidate) {
+  return candidate && !/\.local\b/.test(candidate.candidate)
 }
 
 async function call(agent) {
