@@ -10,6 +10,7 @@ pub mod channel_data;
 pub mod counters;
 pub mod demux;
 pub mod forward;
+pub mod framing;
 pub mod indication;
 mod method;
 pub mod nonce;
