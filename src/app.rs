@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::TcpListener,
@@ -30,9 +31,10 @@ use crate::{
         turn_rest::TurnSecrets,
     },
     data_dir::DataDir,
+    door::{self, Door, ToRelay, admission::Admission},
     host::{Host, Relays, cannot_listen},
     http::{
-        self, Front,
+        self, Entrance, Front,
         ice::{IceOffer, ice_list},
     },
     metrics,
@@ -74,23 +76,33 @@ async fn run(config: &Config) -> Result<(), String> {
 
     let public = bind(&config.http.listen, "HTTPS", "--http-listen")?;
     let admin = bind(&config.admin.listen, "the operator (/metrics)", "admin.listen")?;
-    let (https_at, admin_at) = (addresses(&public), addresses(&admin));
-    let policy = policy(config, &host, &relays, [&https_at[..], &admin_at].concat());
+    let mut streams = bind(&config.turn.tls_listen, "TURN over TLS", "turn.tls_listen")?;
+    let (https_at, admin_at, tls_at) = (addresses(&public), addresses(&admin), addresses(&streams));
+    let policy = policy(config, &host, &relays, [&https_at[..], &admin_at, &tls_at].concat());
     let relay = Arc::new(Relay::start(relay_config(config, &keys, policy))?);
+    // An HTTPS port serves relay clients as well.
+    let others: Vec<_> = relay.listening().iter().copied().filter(|at| !https_at.contains(at)).collect();
+    streams.extend(bind(&others, "TURN over TCP", "--turn-listen")?);
     // What is really served, and so what ICE lists may name.
-    let offer = IceOffer::new(config, &relays, relay.listening().iter().map(SocketAddr::port));
+    let turns = keys.self_signed.is_none().then(|| https_at[0].port());
+    let offer = IceOffer::new(config, &relays, relay.listening().iter().map(SocketAddr::port), turns);
 
     let ready = Arc::new(AtomicBool::new(true));
     let front = Front::new(config, keys.tokens.clone(), keys.turn.clone(), offer.clone(), Arc::clone(&ready));
-    let numbers = (Arc::clone(&relay), Arc::clone(&front));
+    let admission = Admission::new(&config.http, connections_at_most());
+    let door = Door::new(admission, Arc::clone(&keys.certificate.config), door::HANDSHAKE);
+    let numbers = (Arc::clone(&relay), Arc::clone(&door), Arc::clone(&front));
     let metrics: http::Metrics =
-        Arc::new(move || metrics::page(&numbers.0.counters(), &numbers.1.counters()));
-    let tls = Arc::clone(&keys.certificate.config);
+        Arc::new(move || metrics::page(&numbers.0.counters(), &numbers.1.counters(), &numbers.2.counters()));
+    let welcoming = Arc::clone(&relay);
+    let to_relay: ToRelay = Arc::new(move |client| welcoming.welcome(client));
     let (shutdown, down) = watch::channel(false);
-    let serving = tokio::spawn(http::serve(Arc::clone(&front), public, tls, down));
+    tokio::spawn(door::serve_relay(Arc::clone(&door), streams, Arc::clone(&to_relay), down.clone()));
+    let serving = tokio::spawn(http::serve(Arc::clone(&front), public, Entrance { door, to_relay }, down));
     tokio::spawn(http::serve_admin(front, admin, metrics));
 
-    tracing::info!(https = %list(&https_at), turn = %list(relay.listening()), admin = %list(&admin_at), "ready");
+    let (https, turn, tls) = (list(&https_at), list(relay.listening()), list(&tls_at));
+    tracing::info!(%https, %turn, %tls, admin = %list(&admin_at), "ready");
     systemd::ready();
     quick_start(config, &keys, &offer, https_at[0]);
 
@@ -240,9 +252,14 @@ fn list(addresses: &[SocketAddr]) -> String {
     addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
+/// Of all descriptors, what connections may take: the rest is for relay sockets, listeners and files.
+fn connections_at_most() -> usize {
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1_024, |(soft, _)| soft);
+    usize::try_from(limit / 4 * 3).unwrap_or(usize::MAX)
+}
+
 /// Each allocation and each connection is a descriptor; the soft limit is for programs that use `select`.
 fn raise_descriptor_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {

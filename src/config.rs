@@ -76,6 +76,8 @@ pub struct Http {
 pub struct Turn {
     /// Where clients send to.
     pub listen: Vec<SocketAddr>,
+    /// More ports for clients on TLS, beside those of HTTPS.
+    pub tls_listen: Vec<SocketAddr>,
     /// Sent in challenges, part of every TURN key.
     pub realm: String,
     /// Local addresses that relay sockets bind to; empty: where the default routes leave.
@@ -275,6 +277,7 @@ fn turn(reader: &mut Reader, around: &Surroundings) -> Turn {
     let shards = reader.number("turn.shards", 0..=1024).and_then(|shards| usize::try_from(shards).ok());
     Turn {
         listen: listen(reader, "turn.listen", (Ipv6Addr::UNSPECIFIED, 3478).into(), around),
+        tls_listen: reader.list("turn.tls_listen", listen_on(around)).unwrap_or_default(),
         realm: reader.text("turn.realm", parse::realm).unwrap_or_else(|| "halfway".to_owned()),
         relay_ips: reader.list("turn.relay_ips", parse::address).unwrap_or_default(),
         relay_ports: reader.text("turn.relay_ports", parse::ports).unwrap_or(49152..=65535),
@@ -322,8 +325,7 @@ fn signaling(reader: &mut Reader) -> Signaling {
 }
 
 fn admin(reader: &mut Reader, around: &Surroundings) -> Admin {
-    let listen =
-        reader.list("admin.listen", |text| parse::listen(text).map(|listen| without_ipv6(listen, around)));
+    let listen = reader.list("admin.listen", listen_on(around));
     Admin { listen: listen.unwrap_or_else(|| vec![(Ipv4Addr::LOCALHOST, 9478).into()]) }
 }
 
@@ -347,6 +349,10 @@ fn listen(
 ) -> Vec<SocketAddr> {
     let given = reader.filled_list(key, parse::listen).unwrap_or_else(|| vec![default]);
     given.into_iter().map(|listen| without_ipv6(listen, around)).collect()
+}
+
+fn listen_on(around: &Surroundings) -> impl Fn(&str) -> Result<SocketAddr, String> {
+    |text| parse::listen(text).map(|listen| without_ipv6(listen, around))
 }
 
 fn without_ipv6(listen: SocketAddr, around: &Surroundings) -> SocketAddr {
@@ -408,7 +414,6 @@ fn refuse_what_comes_later(reader: &mut Reader) {
         ("http.acme.email", text("")),
         ("http.acme.directory", text("https://acme-v02.api.letsencrypt.org/directory")),
         ("http.acme.http_listen", text("[::]:80")),
-        ("turn.tls_listen", empty()),
         ("turn.xdp", text("off")),
         ("turn.bytes_per_second_per_agent", Value::Number(0)),
         ("turn.unauthenticated_per_second", Value::Number(100)),
@@ -431,9 +436,18 @@ fn check_together(reader: &mut Reader, config: &Config) {
     refuse_twice(reader, "turn.listen", &fixed(&config.turn.listen));
     refuse_twice(reader, "http.listen", &fixed(&config.http.listen));
     refuse_twice(reader, "admin.listen", &fixed(&config.admin.listen));
-    if let Some(taken) = fixed(&config.admin.listen).iter().find(|listen| config.http.listen.contains(listen))
-    {
-        reader.problem("admin.listen", format!("{taken} is taken by http.listen"));
+    refuse_twice(reader, "turn.tls_listen", &fixed(&config.turn.tls_listen));
+    // Not among them: turn.listen and http.listen, which is one port for all (UDP here, TCP there).
+    for (key, list, other, taken) in [
+        ("admin.listen", &config.admin.listen, "http.listen", &config.http.listen),
+        ("admin.listen", &config.admin.listen, "turn.listen", &config.turn.listen),
+        ("turn.tls_listen", &config.turn.tls_listen, "http.listen", &config.http.listen),
+        ("turn.tls_listen", &config.turn.tls_listen, "turn.listen", &config.turn.listen),
+        ("turn.tls_listen", &config.turn.tls_listen, "admin.listen", &config.admin.listen),
+    ] {
+        if let Some(twice) = fixed(list).iter().find(|listen| taken.contains(listen)) {
+            reader.problem(key, format!("{twice} is taken by {other}"));
+        }
     }
     check_pairs(reader, config, "IPv4", IpAddr::is_ipv4);
     check_pairs(reader, config, "IPv6", IpAddr::is_ipv6);

@@ -10,11 +10,12 @@ pub mod clock; // the only file that reads a clock
 pub mod commands; // token, ice, check: one file each; `serve` is `app`
 pub mod config; // file + environment + flags → Config, with no "maybe" left
 pub mod data_dir; // the secret and the self-signed certificate of an instance
+pub mod door; // TCP: who gets in, and which service a connection is for
 pub mod host; // what this machine's own addresses are
 pub mod http; // drives `signaling`: routes, WebSocket, ICE lists
 pub mod logging; // lines to stderr, text or JSON
 pub mod metrics; // every number exposed, with its meaning
-pub mod relay; // drives `turn`: one shard per core
+pub mod relay; // drives `turn`: one shard per core, for UDP, TCP and TLS
 pub mod systemd; // tells a service manager how it goes
 pub mod tls; // certificates
 

@@ -8,7 +8,7 @@ use prometheus_client::{
 };
 
 use crate::{
-    http,
+    door, http,
     signaling::{hub, refusal},
     turn::{
         counters::{Counters, Dropped, Traffic},
@@ -21,9 +21,10 @@ type Label = [(&'static str, String); 1];
 
 /// The whole page.
 #[must_use]
-pub fn page(relay: &Counters, http: &http::Counters) -> String {
+pub fn page(relay: &Counters, door: &door::Counters, http: &http::Counters) -> String {
     let mut numbers = Numbers(Registry::with_prefix("halfway"));
     numbers.relay(relay);
+    numbers.door(door);
     numbers.http(http);
     numbers.signaling(&http.signaling);
     let mut page = String::new();
@@ -38,6 +39,8 @@ impl Numbers {
         self.now("allocations", "TURN allocations alive", relay.allocations);
         self.count("allocations_made", "TURN allocations ever made", relay.allocations_made);
         self.count("bindings", "STUN Binding requests answered", relay.bindings);
+        let streams = ["tcp", "tls"].into_iter().zip(relay.streams);
+        self.nows("relay_streams", "relay clients' connections, by transport", "transport", streams);
         let directions = |number: fn(&Traffic) -> u64| {
             [("to_peer", number(&relay.to_peers)), ("to_client", number(&relay.to_clients))]
         };
@@ -55,11 +58,20 @@ impl Numbers {
     }
 
     fn http(&mut self, http: &http::Counters) {
-        self.now("http_connections", "open connections on the public listeners", http.connections as u64);
         self.count("http_requests", "HTTP requests", http.requests);
         self.count("http_problems", "HTTP requests answered with an error", http.problems);
-        self.count("http_refused", "connections closed at once: too many, or too fast", http.refused);
-        self.count("http_handshakes_failed", "TLS handshakes failed or too slow", http.handshakes_failed);
+    }
+
+    fn door(&mut self, door: &door::Counters) {
+        self.now("connections", "open TCP connections, whatever they are for", door.connections as u64);
+        self.count(
+            "connections_refused",
+            "TCP connections closed at once: too many, or too fast",
+            door.refused,
+        );
+        self.count("handshakes", "TLS handshakes that succeeded", door.handshakes);
+        let failed = "TCP connections that spoke nothing we know, or took too long to";
+        self.count("handshakes_failed", failed, door.handshakes_failed);
     }
 
     fn signaling(&mut self, hub: &hub::Counters) {
@@ -78,6 +90,20 @@ impl Numbers {
         let gauge: Gauge = Gauge::default();
         gauge.set(value as i64);
         self.0.register(name, meaning, gauge);
+    }
+
+    fn nows(
+        &mut self,
+        name: &str,
+        meaning: &str,
+        label: &'static str,
+        values: impl IntoIterator<Item = (&'static str, u64)>,
+    ) {
+        let family = Family::<Label, Gauge>::default();
+        for (value, number) in values {
+            family.get_or_create(&[(label, value.to_string())]).set(number as i64);
+        }
+        self.0.register(name, meaning, family);
     }
 
     fn count(&mut self, name: &str, meaning: &str, value: u64) {
@@ -108,13 +134,14 @@ mod tests {
         counters::{Counters, Dropped, Traffic},
         refusal::Refusal,
     };
-    use crate::{http, signaling::hub};
+    use crate::{door, http, signaling::hub};
 
     #[test]
     fn every_number_is_on_the_page() {
         let mut relay = Counters {
             allocations: 11,
             allocations_made: 12,
+            streams: [32, 33],
             bindings: 13,
             to_peers: Traffic { packets: 14, bytes: 15 },
             to_clients: Traffic { packets: 16, bytes: 17 },
@@ -122,9 +149,8 @@ mod tests {
         };
         relay.refused(&Refusal::AllocationMismatch);
         relay.dropped(Dropped::NoChannel);
-        let mut http =
-            http::Counters { connections: 18, requests: 19, problems: 20, refused: 21, ..Default::default() };
-        http.handshakes_failed = 22;
+        let door = door::Counters { connections: 18, refused: 21, handshakes: 31, handshakes_failed: 22 };
+        let mut http = http::Counters { requests: 19, problems: 20, ..Default::default() };
         http.signaling = hub::Counters {
             connections: 23,
             agents: 24,
@@ -136,7 +162,7 @@ mod tests {
             errors: Default::default(),
         };
         http.signaling.errors[0] = 30;
-        let page = page(&relay, &http);
+        let page = page(&relay, &door, &http);
         for line in [
             "halfway_allocations 11",
             "halfway_allocations_made_total 12",
@@ -148,11 +174,14 @@ mod tests {
             "halfway_refusals_total{code=\"437\"} 1",
             "halfway_refusals_total{code=\"401\"} 0",
             "halfway_dropped_packets_total{reason=\"no_channel\"} 1",
-            "halfway_http_connections 18",
+            "halfway_relay_streams{transport=\"tcp\"} 32",
+            "halfway_relay_streams{transport=\"tls\"} 33",
+            "halfway_connections 18",
             "halfway_http_requests_total 19",
             "halfway_http_problems_total 20",
-            "halfway_http_refused_total 21",
-            "halfway_http_handshakes_failed_total 22",
+            "halfway_connections_refused_total 21",
+            "halfway_handshakes_total 31",
+            "halfway_handshakes_failed_total 22",
             "halfway_agent_connections 23",
             "halfway_agents 24",
             "halfway_rooms 25",

@@ -1,6 +1,6 @@
 //! `halfway ice`: prints the ICE list of an agent, from the secret alone.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use clap::Args;
 
@@ -12,6 +12,7 @@ use crate::{
     data_dir::DataDir,
     host::Relays,
     http::ice::{IceOffer, ice_list},
+    tls::Certificate,
 };
 
 #[derive(Args)]
@@ -40,14 +41,22 @@ pub(super) fn run(options: &Options, config: &Config, now: Now) -> Result<(), Fa
 
 /// What an instance of this configuration serves, as far as that can be known without it.
 fn offer(config: &Config, relays: &Relays) -> Result<IceOffer, Failure> {
-    let offer = IceOffer::new(config, relays, config.turn.listen.iter().map(std::net::SocketAddr::port));
+    let turns = certificate_is_trusted(config).then(|| config.http.listen[0].port());
+    let offer = IceOffer::new(config, relays, config.turn.listen.iter().map(SocketAddr::port), turns);
     if offer.public_ips.is_empty() {
         return Err(Failure::Failed(relays.warnings.join("; ")));
     }
-    if offer.turn_udp_ports.contains(&0) {
+    if offer.turn_ports.contains(&0) || offer.turns_port == Some(0) {
         return Err(Failure::Failed(
-            "turn.listen: port 0 is known only to the running instance: ask its /v1/ice".to_owned(),
+            "port 0 in turn.listen or http.listen is known only to the running instance: ask its /v1/ice"
+                .to_owned(),
         ));
     }
     Ok(offer)
+}
+
+/// The one that is made where none is configured is not.
+fn certificate_is_trusted(config: &Config) -> bool {
+    let files = config.http.certificate.as_ref();
+    files.is_some_and(|(cert, key)| Certificate::from_files(cert, key).is_ok_and(|cert| !cert.self_signed))
 }

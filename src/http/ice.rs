@@ -17,23 +17,31 @@ pub struct IceOffer {
     /// The name in the URLs; `None`: a public address in the asking request's family.
     pub public_host: Option<String>,
     pub public_ips: Vec<IpAddr>,
-    /// Ports that answer STUN and TURN over UDP.
-    pub turn_udp_ports: Vec<u16>,
+    /// Ports that answer STUN and TURN, over UDP and TCP.
+    pub turn_ports: Vec<u16>,
+    /// The port that answers TURN over TLS, once clients can trust its certificate.
+    pub turns_port: Option<u16>,
     pub default_ttl: Duration,
     pub max_ttl: Duration,
 }
 
 impl IceOffer {
-    /// What an instance of this configuration serves, with STUN and TURN over UDP on `ports`.
+    /// What an instance of this configuration serves, with STUN and TURN on `ports`, over TLS on `turns_port`.
     #[must_use]
-    pub fn new(config: &Config, relays: &Relays, ports: impl Iterator<Item = u16>) -> Self {
-        let mut turn_udp_ports: Vec<u16> = ports.collect();
-        turn_udp_ports.sort_unstable();
-        turn_udp_ports.dedup();
+    pub fn new(
+        config: &Config,
+        relays: &Relays,
+        ports: impl Iterator<Item = u16>,
+        turns_port: Option<u16>,
+    ) -> Self {
+        let mut turn_ports: Vec<u16> = ports.collect();
+        turn_ports.sort_unstable();
+        turn_ports.dedup();
         Self {
             public_host: config.public_host.clone(),
             public_ips: relays.addresses.iter().map(|relay| relay.public).collect(),
-            turn_udp_ports,
+            turn_ports,
+            turns_port,
             default_ttl: config.credentials.ttl,
             max_ttl: config.credentials.max_ttl,
         }
@@ -73,9 +81,13 @@ pub fn ice_list(
     host: &str,
 ) -> IceList {
     let TurnUser { username, credential } = secrets.mint(agent, now.unix().saturating_add(ttl.as_secs()));
-    let ports = &offer.turn_udp_ports;
+    let ports = &offer.turn_ports;
     let stun = ports.iter().map(|port| format!("stun:{host}:{port}")).collect();
-    let turn: Vec<_> = ports.iter().map(|port| format!("turn:{host}:{port}?transport=udp")).collect();
+    // The best first: some clients take no other.
+    let udp = ports.iter().map(|port| format!("turn:{host}:{port}?transport=udp"));
+    let tcp = ports.iter().map(|port| format!("turn:{host}:{port}?transport=tcp"));
+    let tls = offer.turns_port.iter().map(|port| format!("turns:{host}:{port}?transport=tcp"));
+    let turn: Vec<_> = udp.chain(tcp).chain(tls).collect();
     IceList {
         ice_servers: vec![
             IceServer { urls: stun, username: None, credential: None },
@@ -176,7 +188,8 @@ mod tests {
         IceOffer {
             public_host: public_host.map(str::to_owned),
             public_ips: public_ips.iter().map(|ip| ip.parse().unwrap()).collect(),
-            turn_udp_ports: vec![3478],
+            turn_ports: vec![3478],
+            turns_port: Some(443),
             default_ttl: HOUR,
             max_ttl: 24 * HOUR,
         }
@@ -187,20 +200,25 @@ mod tests {
         let offer = offer(Some("turn.example.org"), &[]);
         let secrets = TurnSecrets::new(&["north"]).unwrap();
         let list = ice_list(&offer, &secrets, t0(), "agent-7", HOUR, "turn.example.org");
+        let uris = json!([
+            "turn:turn.example.org:3478?transport=udp",
+            "turn:turn.example.org:3478?transport=tcp",
+            "turns:turn.example.org:443?transport=tcp",
+        ]);
         let password = secrets.mint("agent-7", 1_795_503_600).credential;
         assert_eq!(
             serde_json::to_value(&list).unwrap(),
             json!({
                 "iceServers": [
                     {"urls": ["stun:turn.example.org:3478"]},
-                    {"urls": ["turn:turn.example.org:3478?transport=udp"],
+                    {"urls": uris,
                      "username": "1795503600:agent-7", "credential": password},
                 ],
                 "iceTransportPolicy": "all",
                 "username": "1795503600:agent-7",
                 "password": password,
                 "ttl": 3600,
-                "uris": ["turn:turn.example.org:3478?transport=udp"],
+                "uris": uris,
                 "expiresAt": "2026-11-24T07:00:00Z",
                 "refreshAfter": 1800,
             })
@@ -211,7 +229,8 @@ mod tests {
             "<turn:turn.example.org:3478?transport=udp>; rel=\"ice-server\"; username=\"1795503600:agent-7\"; \
              credential=\"{password}\"; credential-type=\"password\""
         );
-        assert_eq!(links[1..], [turn]);
+        assert_eq!(links.len(), 4);
+        assert_eq!(links[1], turn);
         assert!(!format!("{list:?}").contains(&password));
     }
 

@@ -1,8 +1,7 @@
-//! Drives `signaling`: accept, routes, WebSocket, ICE lists.
+//! Drives `signaling`: routes, WebSocket, ICE lists.
 
 use std::{
     fmt,
-    future::Future,
     net::IpAddr,
     sync::{
         Arc,
@@ -13,26 +12,30 @@ use std::{
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::{Response, body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::{
+    Request, Response,
+    body::Incoming,
+    header::{self, HeaderValue},
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinSet,
     time::timeout,
 };
-use tokio_rustls::TlsAcceptor;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use crate::{
-    clock,
     config::Config,
     credentials::{token::TokenKeys, turn_rest::TurnSecrets},
+    door::{Door, Guest, Services, ToRelay, WebClient, listen, turned_true},
     signaling::{self, limits::Limits},
 };
 
-pub mod admission; // connections and handshakes per address
 mod agents; // who is in the room
 pub mod ice; // ICE server lists: pure, so that `halfway ice` prints the same
 pub mod origin; // which web pages may use us
@@ -41,7 +44,6 @@ mod routes; // paths, methods, tokens
 mod switchboard; // the one owner of the hub
 mod websocket; // one agent's connection
 
-use admission::{Admission, Permit};
 use ice::IceOffer;
 use origin::Origins;
 use switchboard::Switchboard;
@@ -52,6 +54,9 @@ const MAX_HEAD: usize = 16 * 1024;
 /// Header fields of a request.
 const MAX_HEADERS: usize = 64;
 
+/// Requests that one HTTP/2 connection may have open.
+const MAX_STREAMS: u32 = 32;
+
 /// Everything a request can ask for.
 pub struct Front {
     tokens: TokenKeys,
@@ -59,7 +64,6 @@ pub struct Front {
     ice: IceOffer,
     max_frame: usize,
     origins: Origins,
-    admission: Admission,
     patience: Patience,
     switchboard: Arc<Switchboard>,
     ready: Arc<AtomicBool>,
@@ -69,7 +73,6 @@ pub struct Front {
 /// How long a client may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
-    pub handshake: Duration,
     /// For a request's head, and between requests.
     pub head: Duration,
     pub hello: Duration,
@@ -79,12 +82,7 @@ pub struct Patience {
 
 impl Default for Patience {
     fn default() -> Self {
-        Self {
-            handshake: Duration::from_secs(10),
-            head: Duration::from_secs(15),
-            hello: Duration::from_secs(5),
-            write: Duration::from_secs(25),
-        }
+        Self { head: Duration::from_secs(15), hello: Duration::from_secs(5), write: Duration::from_secs(25) }
     }
 }
 
@@ -92,24 +90,16 @@ impl Default for Patience {
 struct Counts {
     requests: AtomicU64,
     problems: AtomicU64,
-    refused: AtomicU64,
-    handshakes_failed: AtomicU64,
 }
 
 /// What is counted here and in the hub.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     pub signaling: signaling::hub::Counters,
-    /// Open TCP connections on the public listeners.
-    pub connections: usize,
     /// HTTP requests.
     pub requests: u64,
     /// HTTP requests answered with an error.
     pub problems: u64,
-    /// Connections closed at once: too many, or too fast.
-    pub refused: u64,
-    /// TLS handshakes that failed or took too long.
-    pub handshakes_failed: u64,
 }
 
 impl Front {
@@ -142,7 +132,6 @@ impl Front {
             ice,
             max_frame: limits.max_frame,
             origins: Origins::new(&config.http.allowed_origins),
-            admission: Admission::new(&config.http),
             patience,
             switchboard: Arc::new(Switchboard::new(limits)),
             ready,
@@ -155,11 +144,8 @@ impl Front {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Counters {
             signaling: self.switchboard.counters(),
-            connections: self.admission.open(),
             requests: read(&self.counts.requests),
             problems: read(&self.counts.problems),
-            refused: read(&self.counts.refused),
-            handshakes_failed: read(&self.counts.handshakes_failed),
         }
     }
 }
@@ -173,18 +159,26 @@ impl fmt::Debug for Front {
 /// Makes the text of `/metrics`.
 pub type Metrics = Arc<dyn Fn() -> String + Send + Sync>;
 
+/// Where the public listeners' connections come in, and where those that are not ours go.
+#[derive(Clone)]
+pub struct Entrance {
+    /// Who gets in.
+    pub door: Arc<Door>,
+    /// Takes relay clients.
+    pub to_relay: ToRelay,
+}
+
 /// Serves HTTPS and WSS until `shutdown` turns true, then tells every agent to come back later and returns when all
 /// have gone. Dropping the future closes what is left.
 pub async fn serve(
     front: Arc<Front>,
     listeners: Vec<TcpListener>,
-    tls: Arc<rustls::ServerConfig>,
+    entrance: Entrance,
     mut shutdown: watch::Receiver<bool>,
 ) {
     let mut listening = JoinSet::new();
     for listener in listeners {
-        let acceptor = TlsAcceptor::from(Arc::clone(&tls));
-        listening.spawn(listen_public(Arc::clone(&front), listener, acceptor, shutdown.clone()));
+        listening.spawn(listen_public(Arc::clone(&front), listener, entrance.clone(), shutdown.clone()));
     }
     let drained = async {
         turned_true(&mut shutdown).await;
@@ -208,26 +202,30 @@ pub async fn serve_admin(front: Arc<Front>, listeners: Vec<TcpListener>, metrics
     while listening.join_next().await.is_some() {}
 }
 
-/// Also when whoever could say so is gone.
-async fn turned_true(shutdown: &mut watch::Receiver<bool>) {
-    let _ = shutdown.wait_for(|down| *down).await;
-}
-
 async fn listen_public(
     front: Arc<Front>,
     listener: TcpListener,
-    acceptor: TlsAcceptor,
+    entrance: Entrance,
     shutdown: watch::Receiver<bool>,
 ) {
     let welcome = |stream: TcpStream, client: IpAddr| {
-        let Some(permit) = front.admission.admit(clock::now().mono, client) else {
-            front.counts.refused.fetch_add(1, Ordering::Relaxed);
-            return None;
-        };
+        let permit = entrance.door.admit(client)?;
         let visit = Visit::new(&front, &stream, client, None, shutdown.clone())?;
-        Some(greet(visit, stream, acceptor.clone(), permit))
+        let Entrance { door, to_relay } = entrance.clone();
+        Some(async move {
+            match door.open(stream, permit, Services::All).await {
+                Some(Guest::Web(client)) => receive(visit, *client).await,
+                Some(Guest::Relay(client)) => to_relay(client),
+                None => {}
+            }
+        })
     };
     listen(&listener, shutdown.clone(), welcome).await;
+}
+
+/// The place is held for as long as the connection.
+async fn receive(visit: Visit, WebClient { stream, h2, permit: _permit }: WebClient) {
+    if h2 { serve_streams(&visit, stream).await } else { converse(visit, stream).await }
 }
 
 async fn listen_admin(
@@ -241,40 +239,6 @@ async fn listen_admin(
         Some(converse(visit, stream))
     };
     listen(&listener, never.clone(), welcome).await;
-}
-
-/// Accepts until shutdown, then waits for the connections to end.
-async fn listen<F>(
-    listener: &TcpListener,
-    mut shutdown: watch::Receiver<bool>,
-    welcome: impl Fn(TcpStream, IpAddr) -> Option<F>,
-) where
-    F: Future<Output = ()> + Send + 'static,
-{
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            () = turned_true(&mut shutdown) => break,
-            Some(_) = connections.join_next() => {}
-            accepted = listener.accept() => match accepted {
-                Ok((stream, client)) => {
-                    if let Some(connection) = welcome(stream, client.ip()) {
-                        connections.spawn(connection);
-                    }
-                }
-                Err(error) => wait_for_descriptors(&error).await,
-            },
-        }
-    }
-    while connections.join_next().await.is_some() {}
-}
-
-/// A connection that vanished before it was accepted is nothing; out of descriptors, trying again at once would spin.
-async fn wait_for_descriptors(error: &std::io::Error) {
-    if error.kind() != std::io::ErrorKind::ConnectionAborted {
-        warn!("cannot accept connections: {error}");
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
 }
 
 /// One connection and what it may see.
@@ -298,49 +262,9 @@ impl Visit {
         metrics: Option<Metrics>,
         shutdown: watch::Receiver<bool>,
     ) -> Option<Self> {
-        // Frames are small and wanted now.
-        stream.set_nodelay(true).ok()?;
         let reached = stream.local_addr().ok()?.ip();
         Some(Self { front: Arc::clone(front), client, reached, metrics, shutdown })
     }
-}
-
-async fn greet(visit: Visit, stream: TcpStream, acceptor: TlsAcceptor, _permit: Permit) {
-    let handshake = async {
-        if speaks_plain_http(&stream).await? {
-            explain_https(stream).await?;
-            return Ok(None);
-        }
-        acceptor.accept(stream).await.map(Some)
-    };
-    match timeout(visit.front.patience.handshake, handshake).await {
-        Ok(Ok(Some(stream))) => converse(visit, stream).await,
-        Ok(Ok(None)) => {}
-        Ok(Err(error)) => {
-            visit.front.counts.handshakes_failed.fetch_add(1, Ordering::Relaxed);
-            debug!(client = %visit.client, "TLS handshake failed: {error}");
-        }
-        Err(_) => {
-            visit.front.counts.handshakes_failed.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
-
-/// A method's first letter; TLS begins with 22.
-async fn speaks_plain_http(stream: &TcpStream) -> std::io::Result<bool> {
-    let mut first = [0];
-    let read = stream.peek(&mut first).await?;
-    Ok(read == 1 && first[0].is_ascii_uppercase())
-}
-
-async fn explain_https(mut stream: TcpStream) -> std::io::Result<()> {
-    const ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 40\r\n\
-        Connection: close\r\n\r\nThis is HTTPS: begin the URL with https\n";
-    stream.write_all(ANSWER).await?;
-    stream.shutdown().await?;
-    // Closing with unread bytes would reset the connection before the answer is read.
-    tokio::io::copy(&mut stream.take(MAX_HEAD as u64), &mut tokio::io::sink()).await?;
-    Ok(())
 }
 
 /// HTTP, and a WebSocket once a request asks for it.
@@ -356,7 +280,7 @@ async fn serve_requests(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
 ) -> Option<websocket::Upgrade> {
     let (accepted, mut upgrade) = tokio::sync::mpsc::channel(1);
-    let answer = |request: hyper::Request<Incoming>| {
+    let answer = |request: Request<Incoming>| {
         let response = routes::answer(visit, request, &accepted);
         async { Ok::<Response<Full<Bytes>>, std::convert::Infallible>(response) }
     };
@@ -380,4 +304,42 @@ async fn serve_requests(
         debug!(client = %visit.client, "HTTP connection ended: {error}");
     }
     upgrade.try_recv().ok()
+}
+
+/// HTTP/2: as many requests at once as [`MAX_STREAMS`], and no WebSocket: who wants one connects for it alone.
+async fn serve_streams(visit: &Visit, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+    let (nobody, _) = tokio::sync::mpsc::channel(1);
+    let (asking, mut asked) = watch::channel(());
+    let answer = |mut request: Request<Incoming>| {
+        asking.send_replace(());
+        name_host(&mut request);
+        let response = routes::answer(visit, request, &nobody);
+        async { Ok::<Response<Full<Bytes>>, std::convert::Infallible>(response) }
+    };
+    let connection = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEAD as u32)
+        .serve_connection(TokioIo::new(stream), service_fn(answer));
+    let mut connection = std::pin::pin!(connection);
+    let mut shutdown = visit.shutdown.clone();
+    let quiet = async { while let Ok(Ok(())) = timeout(visit.front.patience.head, asked.changed()).await {} };
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = async { tokio::select! { () = quiet => {}, () = turned_true(&mut shutdown) => {} } } => {
+            connection.as_mut().graceful_shutdown();
+            timeout(visit.front.patience.write, connection).await.unwrap_or(Ok(()))
+        }
+    };
+    if let Err(error) = ended {
+        debug!(client = %visit.client, "HTTP/2 connection ended: {error}");
+    }
+}
+
+/// What HTTP/2 calls `:authority` is `Host` to everybody else.
+fn name_host(request: &mut Request<Incoming>) {
+    let host = request.uri().authority().and_then(|host| HeaderValue::from_str(host.as_str()).ok());
+    if let Some(host) = host {
+        request.headers_mut().entry(header::HOST).or_insert(host);
+    }
 }

@@ -3,6 +3,7 @@
 mod poll;
 mod shard;
 mod sockets;
+mod stream;
 mod udp;
 
 use std::{
@@ -10,7 +11,11 @@ use std::{
     net::SocketAddr,
     ops::RangeInclusive,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+        mpsc,
+    },
     thread::JoinHandle,
     time::Duration,
 };
@@ -21,6 +26,7 @@ use self::{
 };
 use crate::{
     credentials::turn_rest::TurnSecrets,
+    door::RelayClient,
     host::cannot_listen,
     turn::{
         RelayPort,
@@ -58,6 +64,8 @@ pub struct RelayConfig {
 pub struct Relay {
     listening: Vec<SocketAddr>,
     mailboxes: Arc<[Mailbox]>,
+    /// Whose turn it is to take the next stream.
+    turn: AtomicUsize,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -89,6 +97,12 @@ impl Relay {
     #[must_use]
     pub fn listening(&self) -> &[SocketAddr] {
         &self.listening
+    }
+
+    /// A client on TCP or TLS: the shards take turns.
+    pub fn welcome(&self, client: RelayClient) {
+        let shard = self.turn.fetch_add(1, Relaxed) % self.mailboxes.len();
+        self.mailboxes[shard].tell(Command::Welcome(Box::new(client)));
     }
 
     /// No new allocations from now on.
@@ -149,7 +163,7 @@ fn start_shards(
             .spawn(move || supervise(first, &config, &place))
     };
     let threads = places.map(start).collect::<io::Result<_>>()?;
-    Ok(Relay { listening, mailboxes, threads })
+    Ok(Relay { listening, mailboxes, turn: AtomicUsize::new(0), threads })
 }
 
 /// A shard is the blast radius of its own bugs: its allocations are lost, the host goes on.

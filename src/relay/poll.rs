@@ -33,15 +33,27 @@ impl Poll {
     /// # Errors
     /// What the kernel says.
     pub fn add(&self, socket: &impl AsRawFd, number: u64) -> io::Result<()> {
-        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: number };
+        self.control(libc::EPOLL_CTL_ADD, socket, number, libc::EPOLLIN)
+    }
+
+    /// Whether `socket`, which is watched under `number`, is watched for room to write, too.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn watch_room(&self, socket: &impl AsRawFd, number: u64, room: bool) -> io::Result<()> {
+        let out = if room { libc::EPOLLOUT } else { 0 };
+        self.control(libc::EPOLL_CTL_MOD, socket, number, libc::EPOLLIN | out)
+    }
+
+    fn control(&self, operation: i32, socket: &impl AsRawFd, number: u64, events: i32) -> io::Result<()> {
+        let mut event = libc::epoll_event { events: events as u32, u64: number };
         // SAFETY: both descriptors are open, the event is read during the call only.
-        let done = unsafe {
-            libc::epoll_ctl(self.epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, socket.as_raw_fd(), &raw mut event)
-        };
+        let done =
+            unsafe { libc::epoll_ctl(self.epoll.as_raw_fd(), operation, socket.as_raw_fd(), &raw mut event) };
         if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// Waits until something is readable or `timeout` is over (`None`: for ever). Gives the numbers of what is.
+    /// Waits until something is ready or `timeout` is over (`None`: for ever). Gives the numbers of what is.
     ///
     /// # Errors
     /// What the kernel says; never `Interrupted`, that is an empty answer.

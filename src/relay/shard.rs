@@ -4,24 +4,29 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr, UdpSocket},
+    ops::Range,
     sync::{
         Arc,
         mpsc::{self, Receiver, Sender, SyncSender, TryRecvError},
     },
+    time::{Duration, Instant},
 };
 
 use super::{
     poll::{Poll, Waker},
     sockets::RelaySockets,
+    stream::{Flushed, Slow, Streams, five_tuple},
     udp::{self, Batch, Datagram},
 };
 use crate::{
     clock::{self, Now},
+    door::RelayClient,
     turn::{
         FiveTuple, RelayAddress, RelayPort, Transport, channel_data,
         counters::{Counters, Dropped},
         demux,
         forward::{ToClient, ToPeer, Wrap},
+        framing::{self, Broken},
         indication::{self, HEADROOM},
         quota::Tenure,
         server::{Effect, Server},
@@ -34,6 +39,8 @@ pub enum Command {
     Count(SyncSender<Counters>),
     /// End an allocation that made room for another shard's.
     Reclaim(Arc<Tenure>),
+    /// Serve a client on TCP or TLS.
+    Welcome(Box<RelayClient>),
     /// No new allocations.
     Drain,
     /// Come to an end.
@@ -95,12 +102,27 @@ pub struct Shard {
     sockets: RelaySockets,
     poll: Poll,
     mailboxes: Arc<[Mailbox]>,
+    streams: Streams,
+    /// When the streams are next looked at for those that take too long.
+    look: Instant,
+    /// What is read of a stream at once.
+    piece: Box<[u8]>,
     reply: Vec<u8>,
     indications: u64,
 }
 
-/// Numbers in the poll: listeners by index from 0, relay sockets by address and port above, the waker.
+/// The streams are looked at that often, while there are any.
+const LOOK: Duration = Duration::from_secs(5);
+/// Bytes read of a stream at once, and how often in a row: then it is the others' turn.
+const PIECE: usize = 16 << 10;
+const PIECES: usize = 4;
+/// The longest message of a stream without an allocation; a request with the longest user name is shorter.
+const STRANGERS_LONGEST: usize = 2_048;
+
+/// Numbers in the poll: listeners by index from 0, relay sockets by address and port above, then streams by index, the
+/// waker.
 const RELAY: u64 = 1 << 32;
+const STREAM: u64 = 1 << 48;
 const WAKER: u64 = u64::MAX;
 
 impl Shard {
@@ -116,7 +138,18 @@ impl Shard {
         }
         let sockets = RelaySockets::default();
         let mailboxes = Arc::clone(&place.mailboxes);
-        let mut shard = Self { server, relays, sockets, poll, mailboxes, reply: Vec::new(), indications: 0 };
+        let mut shard = Self {
+            server,
+            relays,
+            sockets,
+            poll,
+            mailboxes,
+            streams: Streams::default(),
+            look: clock::now().mono,
+            piece: vec![0; PIECE].into(),
+            reply: Vec::new(),
+            indications: 0,
+        };
         shard.top_up();
         Ok(shard)
     }
@@ -128,30 +161,41 @@ impl Shard {
     pub fn run(&mut self, place: &Place, batch: &mut Batch) -> io::Result<()> {
         let listeners = &place.listeners;
         loop {
-            let wait = self.server.poll_timeout().map(|at| at.saturating_duration_since(clock::now().mono));
+            let wait = self.next_deadline().map(|at| at.saturating_duration_since(clock::now().mono));
             let ready = self.poll.wait(wait)?;
             let now = clock::now();
             self.server.begin_batch(now);
             for number in ready {
                 match number {
                     WAKER => place.inbox.waker.clear(),
+                    STREAM.. => self.stream_is_ready(now, (number - STREAM) as usize),
                     RELAY.. => self.read_relay(relay_port(number), listeners, batch),
                     index => self.read_listener(now, index as usize, listeners, batch),
                 }
             }
             self.server.handle_timeout(now);
             let obeyed = self.obey(now, &place.inbox);
+            self.close_overdue_streams(now);
             self.apply_effects();
+            self.flush_streams(now);
             if obeyed == Obeyed::Stop {
                 return Ok(());
             }
         }
     }
 
+    fn next_deadline(&self) -> Option<Instant> {
+        let look = (!self.streams.is_empty()).then_some(self.look);
+        self.server.poll_timeout().into_iter().chain(look).min()
+    }
+
     fn obey(&mut self, now: Now, inbox: &Inbox) -> Obeyed {
         loop {
             match inbox.commands.try_recv() {
-                Ok(Command::Count(to)) => _ = to.send(self.server.counters()),
+                Ok(Command::Count(to)) => {
+                    _ = to.send(Counters { streams: self.streams.count(), ..self.server.counters() });
+                }
+                Ok(Command::Welcome(client)) => self.welcome(now, *client),
                 Ok(Command::Reclaim(idle)) => self.server.reclaim(&idle, now.mono),
                 Ok(Command::Drain) => self.server.drain(),
                 Err(TryRecvError::Empty) => return Obeyed::GoOn,
@@ -180,12 +224,17 @@ impl Shard {
                 server: SocketAddr::new(local, listener.at.port()),
                 transport: Transport::Udp,
             };
-            self.serve_client(now, &client, &datagram, listener);
+            self.serve_client(now, &client, datagram.bytes());
+            if !self.reply.is_empty() && send_to_client(listener, &client, &self.reply).is_err() {
+                self.server.count_dropped(Dropped::Unsendable);
+            }
         }
     }
 
-    fn serve_client(&mut self, now: Now, client: &FiveTuple, datagram: &Datagram<'_>, listener: &Listener) {
-        match demux::sort(datagram.bytes()) {
+    /// One message of a client's; the answer, if there is one, is in `self.reply`.
+    fn serve_client(&mut self, now: Now, client: &FiveTuple, message: &[u8]) {
+        self.reply.clear();
+        match demux::sort(message) {
             demux::Datagram::ChannelData(channel, payload) => {
                 if let Some(to) = self.server.to_peer(client, channel, payload.len()) {
                     self.send_to_peer(to, payload);
@@ -196,18 +245,12 @@ impl Shard {
                     self.send_to_peer(to, payload);
                 }
             }
-            demux::Datagram::Stun(message) => self.request(now, client, message, listener),
+            demux::Datagram::Stun(message) => {
+                self.server.handle_request(now, *client, message, &mut self.reply);
+                // Before the next message: it may belong to the allocation that was just made or freed.
+                self.apply_effects();
+            }
             demux::Datagram::Unknown => self.server.count_dropped(Dropped::Malformed),
-        }
-    }
-
-    fn request(&mut self, now: Now, client: &FiveTuple, message: &[u8], listener: &Listener) {
-        self.reply.clear();
-        self.server.handle_request(now, *client, message, &mut self.reply);
-        // Before the next datagram: it may belong to the allocation that was just made or freed.
-        self.apply_effects();
-        if !self.reply.is_empty() && send_to_client(listener, client, &self.reply).is_err() {
-            self.server.count_dropped(Dropped::Unsendable);
         }
     }
 
@@ -252,9 +295,13 @@ impl Shard {
                 indication::write_data(buffer, HEADROOM, length, peer, transaction)
             }
         };
-        let listener = listeners.iter().find(|listener| listener.serves(&client));
-        let sent =
-            listener.is_some_and(|listener| send_to_client(listener, &client, &buffer[message]).is_ok());
+        let sent = match client.transport {
+            Transport::Udp => {
+                let listener = listeners.iter().find(|listener| listener.serves(&client));
+                listener.is_some_and(|listener| send_to_client(listener, &client, &buffer[message]).is_ok())
+            }
+            Transport::Tcp => self.send_on_stream(&client, buffer, message),
+        };
         if !sent {
             self.server.count_dropped(Dropped::Unsendable);
         }
@@ -279,6 +326,118 @@ impl Listener {
 fn send_to_client(listener: &Listener, client: &FiveTuple, bytes: &[u8]) -> io::Result<()> {
     let from = Some(client.server.ip()).filter(|ip: &IpAddr| !ip.is_unspecified());
     udp::send(&listener.socket, listener.at.is_ipv6(), from, client.client, bytes)
+}
+
+/// Clients on streams.
+impl Shard {
+    fn welcome(&mut self, now: Now, client: RelayClient) {
+        // The kernel gives a client's address to a new connection once the old one is dead, which we may not know yet.
+        if let Some(dead) = self.streams.index_of(&five_tuple(&client)) {
+            self.close_stream(now, dead);
+        }
+        let Ok(index) = self.streams.insert(now.mono, client) else { return };
+        let stream = self.streams.get_mut(index).expect("it has just been put there");
+        match self.poll.add(&stream.socket, STREAM + index as u64) {
+            // What came with the handshake has been read already, and nobody will say so again.
+            Ok(()) => self.stream_is_ready(now, index),
+            Err(error) => {
+                tracing::error!("cannot watch a relay client's connection: {error}");
+                self.close_stream(now, index);
+            }
+        }
+    }
+
+    /// There is something to read, or room to write.
+    fn stream_is_ready(&mut self, now: Now, index: usize) {
+        let mut piece = std::mem::take(&mut self.piece);
+        let read = self.read_stream(now, index, &mut piece);
+        self.piece = piece;
+        self.flush_stream(now, index);
+        if read.is_err() {
+            self.close_stream(now, index);
+        }
+    }
+
+    /// Reads for a while.
+    ///
+    /// # Errors
+    /// When the client has ended its stream, or broken it.
+    fn read_stream(&mut self, now: Now, index: usize, piece: &mut [u8]) -> Result<(), Broken> {
+        for _ in 0..PIECES {
+            // Closed by an earlier event of the same batch.
+            let Some(stream) = self.streams.get_mut(index) else { return Ok(()) };
+            match stream.read(piece) {
+                Ok(length @ 1..) => self.serve_stream(now, index, &piece[..length])?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Ok(0) | Err(_) => return Err(Broken),
+            }
+        }
+        Ok(())
+    }
+
+    fn serve_stream(&mut self, now: Now, index: usize, mut bytes: &[u8]) -> Result<(), Broken> {
+        let stream = self.streams.get_mut(index).expect("it was just read from");
+        let (client, mut framing) = (stream.client(), stream.take_framing());
+        let mut heard = false;
+        loop {
+            let known = self.server.holds_allocation(&client);
+            let longest = if known { framing::LONGEST } else { STRANGERS_LONGEST };
+            let Some(message) = framing.next(&mut bytes, longest)? else { break };
+            heard = true;
+            self.serve_client(now, &client, message);
+            // Who sends requests and does not read the answers is not served any longer.
+            self.streams.queue(index, &self.reply).map_err(|Slow| Broken)?;
+        }
+        let stream = self.streams.get_mut(index).expect("serving it does not close it");
+        stream.put_framing(framing, now.mono, heard);
+        Ok(())
+    }
+
+    /// Messages on a stream are padded (RFC 8656 §12.5); there is room for it behind every datagram.
+    fn send_on_stream(&mut self, client: &FiveTuple, buffer: &mut [u8], message: Range<usize>) -> bool {
+        let Some(index) = self.streams.index_of(client) else { return false };
+        let end = message.start + message.len().next_multiple_of(4);
+        buffer[message.end..end].fill(0);
+        self.streams.queue(index, &buffer[message.start..end]).is_ok()
+    }
+
+    fn flush_streams(&mut self, now: Now) {
+        while let Some(index) = self.streams.next_dirty() {
+            self.flush_stream(now, index);
+        }
+    }
+
+    fn flush_stream(&mut self, now: Now, index: usize) {
+        let room = match self.streams.flush(now.mono, index) {
+            Ok(Flushed::All | Flushed::Blocked { first: false }) => return,
+            Ok(Flushed::Blocked { first: true }) => true,
+            Ok(Flushed::Unblocked) => false,
+            Err(_) => return self.close_stream(now, index),
+        };
+        let stream = self.streams.get_mut(index).expect("it has just been flushed");
+        if self.poll.watch_room(&stream.socket, STREAM + index as u64, room).is_err() {
+            self.close_stream(now, index);
+        }
+    }
+
+    /// Whatever the client held is free at once: many never say goodbye.
+    fn close_stream(&mut self, now: Now, index: usize) {
+        if let Some(client) = self.streams.remove(index) {
+            self.server.hang_up(&client, now.mono);
+            self.apply_effects();
+        }
+    }
+
+    fn close_overdue_streams(&mut self, now: Now) {
+        if now.mono < self.look {
+            return;
+        }
+        self.look = now.mono + LOOK;
+        let server = &self.server;
+        for index in self.streams.overdue(now.mono, |client| server.holds_allocation(client)) {
+            self.close_stream(now, index);
+        }
+    }
 }
 
 /// What the server asks for.

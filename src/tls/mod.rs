@@ -11,6 +11,11 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 pub mod self_signed; // the certificate of a first start
 
+/// What a relay client may say that it speaks (RFC 7443).
+pub const ALPN_RELAY: [&[u8]; 2] = [b"stun.turn", b"stun.nat-discovery"];
+/// HTTP/2 (RFC 9113).
+pub const ALPN_H2: &[u8] = b"h2";
+
 /// A certificate chain and its key, ready to be served.
 #[derive(Clone, Debug)]
 pub struct Certificate {
@@ -45,7 +50,7 @@ impl Certificate {
     }
 }
 
-/// What a TLS listener needs to serve HTTP/1.1 with this certificate.
+/// What a TLS listener needs to serve HTTP and the relay with this certificate.
 ///
 /// # Errors
 /// When one of them is missing or malformed, or they do not belong together.
@@ -60,7 +65,8 @@ pub fn server_config(cert_pem: &[u8], key_pem: &[u8]) -> Result<Arc<ServerConfig
         .with_safe_default_protocol_versions()
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
         .map_err(CertificateError::Unusable)?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols =
+        [&ALPN_RELAY[..], &[ALPN_H2, b"http/1.1"]].concat().iter().map(|name| name.to_vec()).collect();
     Ok(Arc::new(config))
 }
 

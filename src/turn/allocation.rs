@@ -71,6 +71,8 @@ pub enum Why {
     Expired,
     /// Idle while its owner, at the quota, asked for another.
     Reclaimed,
+    /// Its client's stream has closed.
+    Disconnected,
 }
 
 impl Why {
@@ -81,6 +83,7 @@ impl Why {
             Self::Released => "released",
             Self::Expired => "expired",
             Self::Reclaimed => "reclaimed",
+            Self::Disconnected => "disconnected",
         }
     }
 }

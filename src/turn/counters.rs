@@ -7,6 +7,8 @@ use super::refusal::{CODES, Refusal};
 pub struct Counters {
     /// Allocations alive now.
     pub allocations: u64,
+    /// Relay clients on TCP without TLS, and with it.
+    pub streams: [u64; 2],
     /// Allocations ever made.
     pub allocations_made: u64,
     /// STUN Binding requests answered.
@@ -103,6 +105,7 @@ impl Counters {
 impl std::ops::AddAssign<&Self> for Counters {
     fn add_assign(&mut self, other: &Self) {
         self.allocations += other.allocations;
+        self.streams.iter_mut().zip(other.streams).for_each(|(sum, more)| *sum += more);
         self.allocations_made += other.allocations_made;
         self.bindings += other.bindings;
         self.to_peers += other.to_peers;

@@ -174,6 +174,19 @@ impl Server {
         }
     }
 
+    /// The stream of `client` has closed, and with it ends its allocation.
+    pub fn hang_up(&mut self, client: &FiveTuple, now: Instant) {
+        if let Some(id) = self.forward.allocation_of(client) {
+            self.end(id, now, Why::Disconnected);
+        }
+    }
+
+    /// Whether `client` holds an allocation.
+    #[must_use]
+    pub fn holds_allocation(&self, client: &FiveTuple) -> bool {
+        self.forward.allocation_of(client).is_some()
+    }
+
     /// When [`Self::handle_timeout`] is next due.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {

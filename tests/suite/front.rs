@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     path::Path,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{Arc, OnceLock, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -15,7 +15,9 @@ use halfway::{
         token::{AgentId, NewToken, Room, Scopes, TokenKeys},
         turn_rest::TurnSecrets,
     },
-    http::{self, Front, Patience, ice::IceOffer},
+    door::{self, Door, ToRelay, admission::Admission},
+    http::{self, Entrance, Front, Patience, ice::IceOffer},
+    relay::Relay,
     signaling::limits::Limits,
     tls,
 };
@@ -36,6 +38,8 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_websockets::{ClientBuilder, Message, WebSocketStream, upgrade};
 
+use super::loopback;
+
 pub const SECRET: &str = "the TURN secret of the tests";
 const KEY: &[u8] = b"the token key of the tests, 32 bytes";
 
@@ -47,6 +51,9 @@ pub struct Host {
     pub public: SocketAddr,
     pub admin: SocketAddr,
     pub front: Arc<Front>,
+    pub door: Arc<Door>,
+    /// Where relay clients go; there from the first on.
+    pub relay: Arc<OnceLock<Relay>>,
     pub ready: Arc<AtomicBool>,
     pub stop: watch::Sender<bool>,
     pub served: JoinHandle<()>,
@@ -66,8 +73,17 @@ pub async fn host(toml: &str) -> Host {
     host_with(toml, |_, _| {}).await
 }
 
+/// With so much patience at the door.
+pub async fn host_in_haste(toml: &str, handshake: Duration) -> Host {
+    host_of(toml, handshake, |patience, _| (patience.head, patience.write) = (handshake, handshake)).await
+}
+
 /// With other deadlines and limits too.
 pub async fn host_with(toml: &str, change: impl FnOnce(&mut Patience, &mut Limits)) -> Host {
+    host_of(toml, door::HANDSHAKE, change).await
+}
+
+async fn host_of(toml: &str, handshake: Duration, change: impl FnOnce(&mut Patience, &mut Limits)) -> Host {
     let config = config(toml);
     let (mut patience, mut limits) = (Patience::default(), config.signaling.limits());
     change(&mut patience, &mut limits);
@@ -75,16 +91,17 @@ pub async fn host_with(toml: &str, change: impl FnOnce(&mut Patience, &mut Limit
     let offer = IceOffer {
         public_host: config.public_host.clone(),
         public_ips: config.public_ips.clone(),
-        turn_udp_ports: vec![3478],
+        turn_ports: vec![3478],
+        turns_port: None,
         default_ttl: config.credentials.ttl,
         max_ttl: config.credentials.max_ttl,
     };
     let secrets = TurnSecrets::new(&[SECRET]).unwrap();
     let front = Front::with_patience(&config, keys(), secrets, offer, Arc::clone(&ready), patience, limits);
-    serve(front, ready).await
+    serve(&config, handshake, front, ready).await
 }
 
-async fn serve(front: Arc<Front>, ready: Arc<AtomicBool>) -> Host {
+async fn serve(config: &Config, handshake: Duration, front: Arc<Front>, ready: Arc<AtomicBool>) -> Host {
     let names = ["localhost".to_owned()];
     let key = tls::self_signed::new_key().unwrap();
     let cert = tls::self_signed::generate(clock::now(), &names, &key).unwrap();
@@ -92,14 +109,25 @@ async fn serve(front: Arc<Front>, ready: Arc<AtomicBool>) -> Host {
     let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (public_address, admin_address) = (public.local_addr().unwrap(), admin.local_addr().unwrap());
     let tls = tls::server_config(cert.as_bytes(), key.as_bytes()).unwrap();
+    let door = Door::new(Admission::new(&config.http, 10_000), tls, handshake);
+    let relay = Arc::new(OnceLock::new());
+    let to_relay: ToRelay = {
+        let relay = Arc::clone(&relay);
+        Arc::new(move |client| {
+            relay.get_or_init(|| loopback::relay("127.0.0.1:0", 2, 30_000..=35_999)).welcome(client)
+        })
+    };
+    let entrance = Entrance { door: Arc::clone(&door), to_relay };
     let metrics: http::Metrics = Arc::new(|| "halfway_up 1\n".to_owned());
     let (stop, stopped) = watch::channel(false);
     Host {
         public: public_address,
         admin: admin_address,
-        served: tokio::spawn(http::serve(Arc::clone(&front), vec![public], tls, stopped)),
+        served: tokio::spawn(http::serve(Arc::clone(&front), vec![public], entrance, stopped)),
         admin_served: tokio::spawn(http::serve_admin(Arc::clone(&front), vec![admin], metrics)),
         front,
+        door,
+        relay,
         ready,
         stop,
         trust: trust(&cert),
@@ -185,7 +213,18 @@ impl Host {
     }
 
     pub async fn secure(&self, stream: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
-        let connector = TlsConnector::from(Arc::clone(&self.trust));
+        self.secure_with(stream, &[]).await
+    }
+
+    /// Offers these protocols by ALPN.
+    pub async fn secure_with(
+        &self,
+        stream: TcpStream,
+        alpn: &[&str],
+    ) -> std::io::Result<TlsStream<TcpStream>> {
+        let mut config = ClientConfig::clone(&self.trust);
+        config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        let connector = TlsConnector::from(Arc::new(config));
         connector.connect(ServerName::try_from("localhost").unwrap(), stream).await
     }
 
@@ -203,10 +242,10 @@ impl Host {
         timeout(PATIENCE, exchange(TokioIo::new(stream), request("GET", path, "", &[]))).await.unwrap()
     }
 
-    /// Comes back when `wanted` is true of the counters.
-    pub async fn until(&self, wanted: impl Fn(&http::Counters) -> bool) {
+    /// Comes back when `wanted` is true.
+    pub async fn until(&self, wanted: impl Fn(&Self) -> bool) {
         let look = async {
-            while !wanted(&self.front.counters()) {
+            while !wanted(self) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };

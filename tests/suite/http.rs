@@ -15,7 +15,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::front::{Host, PATIENCE, SECRET, expired_token, host, host_with, request, token, token_with};
+use crate::front::{Host, PATIENCE, SECRET, expired_token, host, host_in_haste, request, token, token_with};
 
 const NAMED: &str = "public_host = \"turn.example.org\"";
 
@@ -35,7 +35,9 @@ async fn an_ice_list_is_handed_out() {
     // The default is an hour, and so is the token, which was minted a moment ago.
     assert!((before + 3598..=before + 3610).contains(&expires));
     let password = TurnSecrets::new(&[SECRET]).unwrap().mint("agent-7", expires).credential;
-    let uris = json!(["turn:turn.example.org:3478?transport=udp"]);
+    // No turns: where the certificate is self-signed.
+    let uris =
+        json!(["turn:turn.example.org:3478?transport=udp", "turn:turn.example.org:3478?transport=tcp"]);
     assert_eq!(
         body["iceServers"],
         json!([
@@ -51,11 +53,13 @@ async fn an_ice_list_is_handed_out() {
     assert_eq!(expires_at.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs(), expires);
     let links: Vec<_> =
         answer.headers.get_all(header::LINK).iter().map(|link| link.to_str().unwrap()).collect();
-    let turn = format!(
-        "<turn:turn.example.org:3478?transport=udp>; rel=\"ice-server\"; username=\"{username}\"; \
-         credential=\"{password}\"; credential-type=\"password\""
-    );
-    assert_eq!(links, ["<stun:turn.example.org:3478>; rel=\"ice-server\"", &turn]);
+    let turn = ["udp", "tcp"].map(|transport| {
+        format!(
+            "<turn:turn.example.org:3478?transport={transport}>; rel=\"ice-server\"; username=\"{username}\"; \
+             credential=\"{password}\"; credential-type=\"password\""
+        )
+    });
+    assert_eq!(links, ["<stun:turn.example.org:3478>; rel=\"ice-server\"", &turn[0], &turn[1]]);
 }
 
 #[tokio::test]
@@ -216,7 +220,7 @@ async fn large_requests_are_refused() {
     let answer = host.send(request("GET", "/healthz", "", &many)).await;
     assert_eq!(answer.status, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
     let mut stream = host.tls().await;
-    stream.write_all(b"\x00\x01\x02 nonsense\r\n\r\n").await.unwrap();
+    stream.write_all(b"\x05\x01\x02 nonsense\r\n\r\n").await.unwrap();
     assert_eq!(status_line(&mut stream).await, "HTTP/1.1 400 Bad Request");
     assert_eq!(host.get("/healthz", "").await.status, StatusCode::OK);
 }
@@ -280,12 +284,8 @@ async fn plain_http_on_the_https_port_is_told_so() {
 
 #[tokio::test]
 async fn garbage_and_silence_end_in_time_and_harm_nobody() {
-    let host = host_with("", |patience, _| {
-        patience.handshake = Duration::from_millis(100);
-        patience.head = Duration::from_millis(100);
-    })
-    .await;
-    for garbage in [&b"\x16\x03\x01\xff\xff garbage"[..], b"\x00\x00", b"\xff", b"halfway", b""] {
+    let host = host_in_haste("", Duration::from_millis(100)).await;
+    for garbage in [&b"\x16\x03\x01\xff\xff garbage"[..], b"\x02\x00", b"\xff", b"halfway", b""] {
         let mut stream = TcpStream::connect(host.public).await.unwrap();
         stream.write_all(garbage).await.unwrap();
         let mut rest = Vec::new();
@@ -296,7 +296,11 @@ async fn garbage_and_silence_end_in_time_and_harm_nobody() {
     slow.write_all(b"GET /healthz HTTP/1.1\r\nHost:").await.unwrap();
     let mut rest = Vec::new();
     timeout(PATIENCE, slow.read_to_end(&mut rest)).await.unwrap().ok();
-    host.until(|counters| counters.connections == 0 && counters.handshakes_failed == 5).await;
+    let five_failed = |host: &Host| {
+        let counters = host.door.counters();
+        counters.connections == 0 && counters.handshakes_failed == 5
+    };
+    host.until(five_failed).await;
     assert_eq!(host.get("/healthz", "").await.status, StatusCode::OK);
 }
 
@@ -307,9 +311,9 @@ async fn an_address_has_so_many_connections() {
     let _second = host.tls().await;
     let third = TcpStream::connect(host.public).await.unwrap();
     assert!(timeout(PATIENCE, host.secure(third)).await.unwrap().is_err());
-    assert_eq!(host.front.counters().refused, 1);
+    assert_eq!(host.door.counters().refused, 1);
     drop(first);
-    host.until(|counters| counters.connections == 1).await;
+    host.until(|host| host.door.counters().connections == 1).await;
     assert_eq!(host.get("/healthz", "").await.status, StatusCode::OK);
 }
 

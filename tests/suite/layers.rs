@@ -7,7 +7,7 @@ use std::{
 
 /// A core module knows no socket, task, thread or clock, and none of the shell.
 const CORE: [&str; 3] = ["turn", "signaling", "credentials"];
-const FORBIDDEN_IN_CORE: [&str; 19] = [
+const FORBIDDEN_IN_CORE: [&str; 20] = [
     "tokio",
     "hyper",
     "rustls",
@@ -25,16 +25,18 @@ const FORBIDDEN_IN_CORE: [&str; 19] = [
     "crate::relay",
     "crate::http",
     "crate::tls",
+    "crate::door",
     "crate::app",
     "crate::config",
 ];
 /// What else each may not name: signaling knows nothing of TURN, nor TURN of signaling; credentials know neither.
-const FORBIDDEN_BETWEEN: [(&str, &[&str]); 5] = [
+const FORBIDDEN_BETWEEN: [(&str, &[&str]); 6] = [
     ("turn", &["crate::signaling"]),
     ("signaling", &["crate::turn"]),
     ("credentials", &["crate::signaling", "crate::turn"]),
     ("relay", &["crate::http", "crate::signaling", "crate::app", "crate::config", "hyper"]),
     ("http", &["crate::relay", "crate::turn", "crate::app"]),
+    ("door", &["crate::relay", "crate::http", "crate::turn", "crate::app", "hyper"]),
 ];
 
 #[test]

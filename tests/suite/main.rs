@@ -12,4 +12,5 @@ mod layers;
 mod loopback;
 mod relay;
 mod signaling;
+mod streams;
 mod turn;

@@ -122,7 +122,7 @@ async fn the_newest_connection_takes_over() {
     assert_eq!((code, reason.as_str()), (4005, "replaced"));
     assert_eq!(newer.ask(json!({"type": "ping"})).await["type"], "pong");
     drop(older);
-    host.until(|counters| counters.connections == 1).await;
+    host.until(|host| host.door.counters().connections == 1).await;
     assert_eq!(
         newer.ask(json!({"type": "ping"})).await["type"],
         "pong",
@@ -141,7 +141,7 @@ async fn a_dropped_connection_is_resumed() {
         assert_eq!(alice.hear().await["seq"], payload);
     }
     drop(alice);
-    host.until(|counters| counters.signaling.connections == 1).await;
+    host.until(|host| host.front.counters().signaling.connections == 1).await;
     assert_eq!(bob.ask(json!({"type": "message", "to": "alice", "payload": 3})).await["type"], "delivered");
     let resume = json!({"session": welcome["session"], "after": 1});
     let (mut alice, again) = host.join(&token("alice"), json!({"resume": resume})).await;
@@ -290,7 +290,7 @@ async fn a_slow_reader_is_closed_and_delays_nobody() {
         assert_eq!(answer["type"], "delivered");
         delivered += 1;
     }
-    host.until(|counters| counters.signaling.connections == 1).await;
+    host.until(|host| host.front.counters().signaling.connections == 1).await;
     let mut read = 0;
     let end = loop {
         match alice.hear_anything().await {
@@ -310,7 +310,7 @@ async fn silent_connections_are_given_up() {
     let (mut alice, _) = host.join(&token("alice"), json!({})).await;
     assert!(matches!(alice.hear_anything().await, Heard::Ping));
     // Reading answered it. From now on nobody reads.
-    host.until(|counters| counters.signaling.connections == 0).await;
+    host.until(|host| host.front.counters().signaling.connections == 0).await;
     assert_eq!(alice.hear_close().await, 4003);
     assert_eq!(host.front.counters().signaling.agents, 1, "its session waits");
 }

@@ -180,7 +180,7 @@ fn lists_in_the_environment_are_separated_by_commas() {
     let dir = instance();
     let mut command = halfway(&dir, &["ice"]);
     command.env("HALFWAY_TURN_LISTEN", "127.0.0.1:5000,127.0.0.1:6000").env("HALFWAY_PUBLIC_IP", "192.0.2.1");
-    assert_eq!(ice(&mut command)["uris"].as_array().unwrap().len(), 2);
+    assert_eq!(ice(&mut command)["uris"].as_array().unwrap().len(), 4, "UDP and TCP at both");
     let (code, _, stderr) = run(halfway(&dir, &["check"]).env("HALFWAY_ALLOW_PEER", "10.0.0.0/8,x"));
     assert_eq!(code, 78);
     assert!(stderr.starts_with(r#"HALFWAY_ALLOW_PEER: "x" is not a CIDR"#), "{stderr}");

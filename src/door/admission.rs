@@ -63,19 +63,20 @@ pub struct Permit {
 }
 
 impl Admission {
+    /// `connections` is what this process can hold, whatever the configuration says.
     #[must_use]
-    pub fn new(config: &config::Http) -> Self {
+    pub fn new(config: &config::Http, connections: usize) -> Self {
         let rate = config.handshakes_per_second_per_address;
         Self {
             per_address: or_unlimited(config.connections_per_address),
-            total: or_unlimited(config.connections_total),
+            total: or_unlimited(config.connections_total).min(connections),
             handshakes: Rate::new(rate, rate),
             open: Arc::default(),
         }
     }
 
     /// `None`: this connection is one too many.
-    pub(super) fn admit(&self, now: Instant, ip: IpAddr) -> Option<Permit> {
+    pub fn admit(&self, now: Instant, ip: IpAddr) -> Option<Permit> {
         let source = Source::of(ip);
         let mut open = lock(&self.open);
         if open.total >= self.total {
@@ -98,7 +99,7 @@ impl Admission {
     }
 
     /// Connections open now.
-    pub(super) fn open(&self) -> usize {
+    pub fn open(&self) -> usize {
         lock(&self.open).total
     }
 }
@@ -134,14 +135,15 @@ mod tests {
     use crate::config;
 
     fn admission(per_address: u32, handshakes: u32, total: u32) -> Admission {
-        Admission::new(&config::Http {
+        let config = config::Http {
             listen: vec![],
             certificate: None,
             allowed_origins: vec![],
             connections_per_address: per_address,
             handshakes_per_second_per_address: handshakes,
             connections_total: total,
-        })
+        };
+        Admission::new(&config, 100_000)
     }
 
     fn ip(text: &str) -> IpAddr {
