@@ -169,6 +169,9 @@ fn start_shards(
 /// A shard is the blast radius of its own bugs: its allocations are lost, the host goes on.
 fn supervise(mut running: Shard, config: &RelayConfig, place: &Place) {
     let index = place.index;
+    if let Err(error) = poll::prefer_short_turns() {
+        tracing::debug!("relay shard {index} gets no short turns on the processor: {error}");
+    }
     let mut batch = Batch::new();
     loop {
         match catch_unwind(AssertUnwindSafe(|| running.run(place, &mut batch))) {

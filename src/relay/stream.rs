@@ -290,3 +290,97 @@ fn taken(written: io::Result<usize>) -> io::Result<usize> {
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{net::TcpListener, time::Duration};
+
+    use super::{FiveTuple, Framing, PATIENCE, QUIET, RelayClient, Streams, TcpStream};
+    use crate::{clock, door::admission::Admission};
+
+    /// One client's stream, and the client.
+    fn connected(streams: &mut Streams) -> (usize, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (socket, from) = listener.accept().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let now = clock::now().mono;
+        let permit = Admission::unlimited().admit(now, from.ip()).unwrap();
+        let server = socket.local_addr().unwrap();
+        let arrived = RelayClient { socket, tls: None, client: from, server, permit };
+        (streams.insert(now, arrived).unwrap(), client)
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const NOBODY: [usize; 0] = [];
+
+    #[test]
+    fn who_holds_nothing_and_says_nothing_is_overdue() {
+        let mut streams = Streams::default();
+        let (index, _client) = connected(&mut streams);
+        let now = clock::now().mono;
+        assert_eq!(streams.overdue(now + QUIET - SECOND, |_| false), NOBODY);
+        assert_eq!(streams.overdue(now + QUIET + SECOND, |_| false), [index]);
+        assert_eq!(
+            streams.overdue(now + 100 * QUIET, |_| true),
+            NOBODY,
+            "an allocation has its own lifetime"
+        );
+        streams.open[index].put_framing(Framing::default(), now + QUIET, true);
+        assert_eq!(streams.overdue(now + QUIET + SECOND, |_| false), NOBODY);
+    }
+
+    #[test]
+    fn half_a_message_is_overdue_even_if_more_of_it_comes() {
+        let mut streams = Streams::default();
+        let (index, _client) = connected(&mut streams);
+        let now = clock::now().mono;
+        for (after, byte) in [0x40, 0, 0, 200, 1, 2].into_iter().enumerate() {
+            let mut framing = streams.open[index].take_framing();
+            assert_eq!(framing.next(&mut &[byte][..], 1_000).unwrap(), None);
+            streams.open[index].put_framing(framing, now + SECOND * after as u32, false);
+        }
+        assert_eq!(streams.overdue(now + PATIENCE, |_| true), NOBODY);
+        assert_eq!(streams.overdue(now + PATIENCE + SECOND, |_| true), [index]);
+    }
+
+    #[test]
+    fn who_takes_nothing_is_overdue_and_who_takes_a_little_is_not() {
+        use std::io::Read;
+        let mut streams = Streams::default();
+        let (index, mut client) = connected(&mut streams);
+        let now = clock::now().mono;
+        let fill = |streams: &mut Streams, at| {
+            while streams.queue(index, &[7; 16_384]).is_ok() {
+                streams.flush(at, index).unwrap();
+            }
+        };
+        fill(&mut streams, now);
+        assert_eq!(streams.overdue(now + PATIENCE, |_| true), NOBODY);
+        assert_eq!(streams.overdue(now + PATIENCE + SECOND, |_| true), [index]);
+        client.set_nonblocking(true).unwrap();
+        while client.read(&mut [0; 65_536]).is_ok() {}
+        let later = now + PATIENCE;
+        let blocked = streams.flush(later, index).unwrap();
+        assert_ne!(blocked, super::Flushed::Blocked { first: true });
+        assert_eq!(streams.overdue(later + SECOND, |_| true), NOBODY);
+    }
+
+    #[test]
+    fn emptied_buffers_are_passed_on() {
+        let mut streams = Streams::default();
+        let (first, alice) = connected(&mut streams);
+        let (second, _bob) = connected(&mut streams);
+        let now = clock::now().mono;
+        streams.queue(first, b"hello").unwrap();
+        let buffer = streams.open[first].pending.as_ptr();
+        streams.flush(now, first).unwrap();
+        assert_eq!(streams.open[first].pending.capacity(), 0, "an idle stream owns no buffer");
+        streams.queue(second, b"hello").unwrap();
+        assert_eq!(streams.open[second].pending.as_ptr(), buffer);
+        assert_eq!(streams.count(), [2, 0]);
+        let FiveTuple { client, .. } = streams.remove(first).unwrap();
+        assert_eq!(client, alice.local_addr().unwrap());
+        assert!(streams.remove(first).is_none());
+    }
+}
