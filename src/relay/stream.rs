@@ -1,7 +1,7 @@
 //! Clients on TCP and TLS: what the door let in, driven by the shard that holds their allocations.
 //!
 //! An idle stream owns a socket, a TLS session and no buffer. What is to be sent gathers until the end of the batch, so
-//! that it leaves in one record and one write.
+//! that it leaves in one write; over TLS each message in a record of its own, since there are clients that count on it.
 
 use std::{
     collections::HashMap,
@@ -16,7 +16,10 @@ use socket2::{SockRef, TcpKeepalive};
 
 use crate::{
     door::{RelayClient, admission::Permit},
-    turn::{FiveTuple, Transport, framing::Framing},
+    turn::{
+        FiveTuple, Transport,
+        framing::{self, Framing},
+    },
 };
 
 /// A message that has begun is whole after that long, and what we send is taken.
@@ -83,7 +86,10 @@ impl Streams {
     /// When its connection is gone already.
     pub fn insert(&mut self, now: Instant, arrived: RelayClient) -> io::Result<usize> {
         let client = five_tuple(&arrived);
-        let RelayClient { socket, tls, permit, .. } = arrived;
+        let RelayClient { socket, mut tls, permit, .. } = arrived;
+        if let Some(tls) = &mut tls {
+            tls.set_buffer_limit(None);
+        }
         // A client that vanished without a word is found out, whether or not it is being sent anything.
         let options = SockRef::from(&socket);
         options.set_tcp_user_timeout(Some(PATIENCE))?;
@@ -263,7 +269,11 @@ impl Stream {
             if self.passed == self.pending.len() {
                 return Ok(());
             }
-            self.passed += taken(tls.writer().write(&self.pending[self.passed..]))?;
+            // All of it is taken: there is no limit here but that on `pending`.
+            for message in framing::messages(&self.pending[self.passed..]) {
+                tls.writer().write_all(message)?;
+            }
+            self.passed = self.pending.len();
         }
     }
 

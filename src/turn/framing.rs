@@ -75,6 +75,16 @@ impl Framing {
     }
 }
 
+/// The messages of a stream of our own making, padding included.
+pub fn messages(mut stream: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let length = length(stream, usize::MAX).ok().flatten()?;
+        let (message, rest) = stream.split_at_checked(length)?;
+        stream = rest;
+        Some(message)
+    })
+}
+
 /// The length of the message that begins here, as soon as it can be known.
 fn length(head: &[u8], longest: usize) -> Result<Option<usize>, Broken> {
     let length = match head.first() {
@@ -143,6 +153,12 @@ mod tests {
     fn twenty_merged_messages_come_apart() {
         let messages: Vec<_> = (1..=20).map(channel_data).collect();
         assert_eq!(cut([&messages.concat()[..]]).unwrap(), messages);
+    }
+
+    #[test]
+    fn our_own_stream_comes_apart_without_a_copy() {
+        let messages: Vec<_> = (1..=20).map(channel_data).chain([stun(8)]).collect();
+        assert!(super::messages(&messages.concat()).eq(&messages));
     }
 
     #[test]
