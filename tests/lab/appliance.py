@@ -16,8 +16,8 @@ PAGES = 8444
 class Appliance:
     """A running `halfway serve`, with a certificate by a throw-away authority."""
 
-    def __init__(self, net, directory, *flags):
-        self.net, self.data = net, directory / "data"
+    def __init__(self, net, directory, *flags, namespace=None):
+        self.data, self.namespace = directory / "data", namespace or net.public
         certs = directory / "certs"
         run("bash", str(ROOT / "certs/make-ca.sh"), str(certs), PUBLIC[4], PUBLIC[6])
         self.ca = certs / "ca.pem"
@@ -34,7 +34,7 @@ class Appliance:
         self.certs = certs
 
     def __enter__(self):
-        command = self.net.public.command(BINARY, "--config", self.config, "serve", *self.flags)
+        command = self.namespace.command(BINARY, "--config", self.config, "serve", *self.flags)
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self.log = []
         for line in self.process.stderr:
@@ -55,7 +55,7 @@ class Appliance:
 
     def metrics(self):
         """Every number at /metrics, by name and labels."""
-        page = self.net.public.run("curl", "-sS", "http://127.0.0.1:9478/metrics")
+        page = self.namespace.run("curl", "-sS", "http://127.0.0.1:9478/metrics")
         return {name: float(value) for name, value in re.findall(r"^(halfway_\S+) (\S+)$", page, re.M)}
 
     def relayed(self):

@@ -81,16 +81,41 @@ class Net:
     def site(self, number):
         """A site of its own, one hop from the public namespace, with a private IPv4 and IPv6 address."""
         site = self.namespace(f"s{number}")
+        self.link(self.public, site, number)
+        site.address = f"10.70.{number}.2"
+        return site
+
+    def site_beyond_router(self, number):
+        """A site like the others, but two hops away: packets of both families are forwarded as they are."""
+        router, site = self.namespace(f"r{number}"), self.namespace(f"s{number}")
+        self.link(self.public, router, number + 100)
+        self.link(router, site, number)
+        router.sysctl("net.ipv4.ip_forward", 1)
+        router.sysctl("net.ipv6.conf.all.forwarding", 1)
+        self.public.ip("route", "add", f"10.70.{number}.0/24", "via", f"10.70.{number + 100}.2")
+        self.public.ip("-6", "route", "add", f"fd70:{number}::/64", "via", f"fd70:{number + 100}::2")
+        site.address = f"10.70.{number}.2"
+        return site
+
+    def link(self, upper, lower, number):
+        """Joins two namespaces; the lower one's way out is the upper one."""
         inside, outside = f"{self.id}i{number}", f"{self.id}o{number}"
-        self.public.ip("link", "add", outside, "type", "veth", "peer", "name", inside, "netns", site.name)
-        for namespace, link, last in (self.public, outside, 1), (site, inside, 2):
+        upper.ip("link", "add", outside, "type", "veth", "peer", "name", inside, "netns", lower.name)
+        for namespace, link, last in (upper, outside, 1), (lower, inside, 2):
             namespace.ip("addr", "add", f"10.70.{number}.{last}/24", "dev", link)
             namespace.ip("addr", "add", f"fd70:{number}::{last}/64", "dev", link, "nodad")
             namespace.ip("link", "set", link, "up")
-        site.ip("route", "add", "default", "via", f"10.70.{number}.1")
-        site.ip("-6", "route", "add", "default", "via", f"fd70:{number}::1")
-        site.address = f"10.70.{number}.2"
-        return site
+        lower.ip("route", "add", "default", "via", f"10.70.{number}.1")
+        lower.ip("-6", "route", "add", "default", "via", f"fd70:{number}::1")
+
+    def forward_one_to_one(self, site):
+        """The public IPv4 address stands for `site`, whose own is private; sites see each other through the router."""
+        self.public.sysctl("net.ipv4.ip_forward", 1)
+        rules = f"""table ip nat {{
+            chain in {{ type nat hook prerouting priority -100; ip daddr {PUBLIC[4]} dnat to {site.address}; }}
+            chain out {{ type nat hook postrouting priority 100; ip saddr {site.address} snat to {PUBLIC[4]}; }}
+        }}"""
+        run(*self.public.command("nft", "-f", "-"), input=rules)
 
 
 def assert_apart(one, other):
