@@ -1,16 +1,23 @@
-//! A relayed ChannelData packet allocates nothing, in either direction, from socket to socket.
+//! A relayed ChannelData packet allocates nothing, in either direction, from socket to socket, over UDP and TCP. (Over TLS
+//! the library that encrypts allocates a buffer for each record.)
 //!
 //! A binary of its own: its allocator counts what every thread does.
 #![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
-    net::{SocketAddr, UdpSocket},
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::atomic::{AtomicU64, Ordering::SeqCst},
     time::Duration,
 };
 
-use halfway::{clock, credentials::turn_rest::TurnSecrets};
+use halfway::{
+    clock, config,
+    credentials::turn_rest::TurnSecrets,
+    door::{RelayClient, admission::Admission},
+    relay::Relay,
+};
 use stun_types::{
     attribute::{Nonce, Realm, Username},
     message::{
@@ -48,27 +55,83 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
+/// One test, since another one beside it would be counted.
 #[test]
 fn none_per_packet() {
     let relay = loopback::relay("127.0.0.1:0", 1, 30_000..=39_999);
-    let client = socket();
-    client.connect(relay.listening()[0]).unwrap();
-    let peer = socket();
-    let relayed = open_channel(&client, peer.local_addr().unwrap());
+    let udp = socket();
+    udp.connect(relay.listening()[0]).unwrap();
+    assert_eq!(allocations_in_10_000_packets(&udp), 0, "over UDP");
+    assert_eq!(allocations_in_10_000_packets(&stream(&relay)), 0, "over TCP");
+}
 
+fn allocations_in_10_000_packets(client: &impl Client) -> u64 {
+    let peer = socket();
+    let relayed = open_channel(client, peer.local_addr().unwrap());
     let packet = [&[0x40, 0, 0x04, 0xb0][..], &[7; 1_200]].concat();
     let mut buffer = [0; 2_048];
     let mut both_ways = || {
-        client.send(&packet).unwrap();
+        client.say(&packet);
         assert_eq!(peer.recv(&mut buffer).unwrap(), 1_200);
         peer.send_to(&packet[4..], relayed).unwrap();
-        assert_eq!(client.recv(&mut buffer).unwrap(), 1_204);
+        assert_eq!(client.hear(&mut buffer), 1_204);
     };
     // The first packets touch pages; they may also grow a buffer that stays.
     (0..100).for_each(|_| both_ways());
     let before = ALLOCATIONS.load(SeqCst);
     (0..5_000).for_each(|_| both_ways());
-    assert_eq!(ALLOCATIONS.load(SeqCst) - before, 0, "allocations in 10,000 packets");
+    ALLOCATIONS.load(SeqCst) - before
+}
+
+/// A client's side of a transport.
+trait Client {
+    fn say(&self, message: &[u8]);
+    /// The length of the next message.
+    fn hear(&self, buffer: &mut [u8]) -> usize;
+}
+
+impl Client for UdpSocket {
+    fn say(&self, message: &[u8]) {
+        self.send(message).unwrap();
+    }
+
+    fn hear(&self, buffer: &mut [u8]) -> usize {
+        self.recv(buffer).unwrap()
+    }
+}
+
+impl Client for TcpStream {
+    fn say(&self, message: &[u8]) {
+        (&mut &*self).write_all(message).unwrap();
+    }
+
+    fn hear(&self, buffer: &mut [u8]) -> usize {
+        (&mut &*self).read_exact(&mut buffer[..4]).unwrap();
+        let header = if buffer[0] < 0x40 { 20 } else { 4 };
+        let length = header + usize::from(u16::from_be_bytes([buffer[2], buffer[3]]));
+        (&mut &*self).read_exact(&mut buffer[4..length]).unwrap();
+        length
+    }
+}
+
+/// Let in by a door without limits.
+fn stream(relay: &Relay) -> TcpStream {
+    let http = config::Http {
+        listen: vec![],
+        certificate: None,
+        allowed_origins: vec![],
+        connections_per_address: 0,
+        handshakes_per_second_per_address: 0,
+        connections_total: 0,
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = listener.local_addr().unwrap();
+    let stream = TcpStream::connect(server).unwrap();
+    let (socket, client) = listener.accept().unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let permit = Admission::new(&http, 1).admit(clock::now().mono, client.ip()).unwrap();
+    relay.welcome(RelayClient { socket, tls: None, client, server, permit });
+    stream
 }
 
 fn socket() -> UdpSocket {
@@ -78,7 +141,7 @@ fn socket() -> UdpSocket {
 }
 
 /// Allocates, binds channel 0x4000 to `peer`; gives the relayed address.
-fn open_channel(client: &UdpSocket, peer: SocketAddr) -> SocketAddr {
+fn open_channel(client: &impl Client, peer: SocketAddr) -> SocketAddr {
     let user = TurnSecrets::new(&[SECRET]).unwrap().mint("counted", clock::now().unix() + 600);
     let key = LongTermKeyCredentials::new(user.username.clone(), user.credential, "halfway".to_owned());
     let transport = RequestedTransport::new(RequestedTransport::UDP);
@@ -120,7 +183,7 @@ impl Signed {
 }
 
 fn ask(
-    client: &UdpSocket,
+    client: &impl Client,
     method: Method,
     signed: Option<&Signed>,
     attributes: &[&dyn AttributeWrite],
@@ -134,9 +197,9 @@ fn ask(
     exchange(client, request)
 }
 
-fn exchange(client: &UdpSocket, request: Vec<u8>) -> Vec<u8> {
-    client.send(&request).unwrap();
+fn exchange(client: &impl Client, request: Vec<u8>) -> Vec<u8> {
+    client.say(&request);
     let mut buffer = [0; 512];
-    let length = client.recv(&mut buffer).unwrap();
+    let length = client.hear(&mut buffer);
     buffer[..length].to_vec()
 }

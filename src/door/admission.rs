@@ -140,6 +140,8 @@ mod tests {
     use super::{Admission, REMEMBERED, lock};
     use crate::config;
 
+    const DESCRIPTORS: usize = 100_000;
+
     fn admission(per_address: u32, handshakes: u32, total: u32) -> Admission {
         let config = config::Http {
             listen: vec![],
@@ -149,7 +151,7 @@ mod tests {
             handshakes_per_second_per_address: handshakes,
             connections_total: total,
         };
-        Admission::new(&config, 100_000)
+        Admission::new(&config, DESCRIPTORS)
     }
 
     fn ip(text: &str) -> IpAddr {
@@ -196,6 +198,13 @@ mod tests {
         assert_eq!(admission.open(), 2);
         drop(permits);
         assert_eq!(admission.open(), 0);
+    }
+
+    #[test]
+    fn no_more_than_the_process_can_hold() {
+        assert_eq!(admission(0, 0, 0).total, DESCRIPTORS);
+        assert_eq!(admission(0, 0, u32::MAX).total, DESCRIPTORS);
+        assert_eq!(admission(0, 0, 9).total, 9);
     }
 
     #[test]
