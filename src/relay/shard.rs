@@ -502,7 +502,7 @@ fn relay_port(number: u64) -> RelayPort {
 fn log_ended(ended: &crate::turn::allocation::Ended) {
     tracing::info!(
         agent = ?ended.agent,
-        relayed = %ended.relayed,
+        relayed = ?ended.relayed,
         seconds = ended.lived.as_secs(),
         bytes_to_peers = ended.to_peers.bytes,
         bytes_to_client = ended.to_clients.bytes,

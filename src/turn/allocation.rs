@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{FiveTuple, counters::Traffic, quota::Seat};
+use super::{Family, FiveTuple, counters::Traffic, quota::Seat};
 
 /// LIFETIME is never granted shorter: one lost Refresh must not cost a client its allocation.
 pub const LIFETIME_MIN: Duration = Duration::from_secs(1_200);
@@ -18,12 +18,12 @@ pub const LIFETIME_MAX: Duration = Duration::from_secs(3_600);
 pub struct Allocation {
     /// Its owner's place in the quota.
     pub seat: Seat,
-    /// What peers see, and the client was told.
-    pub relayed: SocketAddr,
+    /// What peers see, and the client was told: of a dual allocation both, even when one has been given back.
+    pub relayed: Vec<SocketAddr>,
     /// When it was made.
     pub since: Instant,
-    /// When it ends unless refreshed.
-    pub until: Instant,
+    /// The families it has a relayed address of, and when each ends unless refreshed.
+    pub until: Vec<(Family, Instant)>,
     /// The deadline that [`super::timers`] holds for it.
     pub armed: Option<Instant>,
 }
@@ -33,6 +33,18 @@ impl Allocation {
     #[must_use]
     pub fn agent(&self) -> &Arc<str> {
         self.seat.agent()
+    }
+
+    /// It lives until then; of a dual allocation, only the `family` that the client named (RFC 8656 §8.2).
+    pub fn prolong(&mut self, family: Option<Family>, until: Instant) {
+        let named = |of: Family| family.is_none_or(|family| family == of);
+        self.until.iter_mut().filter(|(of, _)| named(*of)).for_each(|(_, at)| *at = until);
+    }
+
+    /// A family that has run out by `now`.
+    #[must_use]
+    pub fn run_out(&self, now: Instant) -> Option<Family> {
+        self.until.iter().find(|(_, until)| *until <= now).map(|(family, _)| *family)
     }
 }
 
@@ -51,7 +63,7 @@ pub struct Ended {
     /// The client and our address it used.
     pub client: FiveTuple,
     /// What peers saw.
-    pub relayed: SocketAddr,
+    pub relayed: Vec<SocketAddr>,
     /// How long it lived.
     pub lived: Duration,
     /// What the client sent.

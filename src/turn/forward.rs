@@ -212,12 +212,13 @@ impl Route {
 
 /// What the TURN methods write.
 impl Forward {
-    /// A new allocation: its relayed address, and who is to hear of its packets.
-    pub fn open(&mut self, family: Family, relay: RelayPort, tenure: Arc<Tenure>) -> AllocationId {
+    /// A new allocation: its relayed addresses, one of a family, and who is to hear of its packets.
+    pub fn open(&mut self, relayed: Vec<(Family, RelayPort)>, tenure: Arc<Tenure>) -> AllocationId {
         let client = tenure.client;
+        let relays: Vec<_> = relayed.iter().map(|(_, relay)| *relay).collect();
         let id = AllocationId(self.routes.insert(Route {
             client,
-            relayed: vec![(family, relay)],
+            relayed,
             permissions: HashMap::new(),
             channels: Vec::new(),
             channel_of: HashMap::new(),
@@ -226,8 +227,20 @@ impl Forward {
             tenure,
         }));
         self.by_client.insert(client, id);
-        self.by_relay.insert(relay, id);
+        self.by_relay.extend(relays.into_iter().map(|relay| (relay, id)));
         id
+    }
+
+    /// A dual allocation loses its relayed address of `family`, and what it held for peers of that family.
+    pub fn close_family(&mut self, id: AllocationId, family: Family) -> Option<RelayPort> {
+        let route = &mut self.routes[id.0];
+        let index = route.relayed.iter().position(|(of, _)| *of == family)?;
+        let (_, relay) = route.relayed.remove(index);
+        self.by_relay.remove(&relay);
+        route.permissions.retain(|ip, _| Family::of(*ip) != family);
+        route.channels.retain(|binding| Family::of(binding.peer.0.ip()) != family);
+        route.channel_of.retain(|peer, _| Family::of(peer.0.ip()) != family);
+        Some(relay)
     }
 
     /// The allocation is gone, with everything it held. Gives its relayed addresses and its traffic.

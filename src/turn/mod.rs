@@ -90,7 +90,7 @@ impl Channel {
 pub struct AllocationId(pub(crate) usize);
 
 /// An address family that relayed addresses have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Family {
     /// 0x01 on the wire.
     V4,

@@ -3,25 +3,39 @@
 use std::{net::SocketAddr, time::Duration};
 
 use stun_types::{
+    AddressFamily,
     attribute::{ErrorCode, Fingerprint, Nonce, Realm, UnknownAttributes, XorMappedAddress},
-    message::{IntegrityAlgorithm, IntegrityKey, Message, MessageWriteMutSlice},
+    message::{IntegrityAlgorithm, IntegrityKey, Message, MessageWriteMutSlice, TransactionId},
     prelude::{AttributeStaticType, AttributeWrite, MessageWrite, MessageWriteExt},
 };
-use turn_types::attribute::{Lifetime, XorRelayedAddress};
+use turn_types::attribute::{AddressErrorCode, Lifetime, XorRelayedAddress};
 
-use super::refusal::Refusal;
+use super::{Family, refusal::Refusal};
 
 /// What a success says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Success {
     /// To Binding: the client's reflexive address.
     Bound { mapped: SocketAddr },
     /// To Allocate.
-    Allocated { relayed: SocketAddr, mapped: SocketAddr, lifetime: Duration },
+    Allocated(Allocated),
     /// To Refresh.
     Refreshed { lifetime: Duration },
     /// To CreatePermission and ChannelBind: nothing more.
     Done,
+}
+
+/// What a success says to Allocate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Allocated {
+    /// Two where both families were asked for and to be had: IPv4 first.
+    pub relayed: Vec<SocketAddr>,
+    /// Of both families that were asked for, the one that is not to be had, and why.
+    pub missing: Option<(Family, Refusal)>,
+    /// The client's reflexive address.
+    pub mapped: SocketAddr,
+    /// What is granted.
+    pub lifetime: Duration,
 }
 
 /// No answer of ours is longer; a 420 names as many attributes as fit.
@@ -36,11 +50,7 @@ pub fn success(request: &Message<'_>, success: Success, key: Option<&IntegrityKe
     let transaction = request.transaction_id();
     match success {
         Success::Bound { mapped } => add(&mut writer, &XorMappedAddress::new(mapped, transaction)),
-        Success::Allocated { relayed, mapped, lifetime } => {
-            add(&mut writer, &XorRelayedAddress::new(relayed, transaction));
-            add(&mut writer, &Lifetime::new(lifetime.as_secs() as u32));
-            add(&mut writer, &XorMappedAddress::new(mapped, transaction));
-        }
+        Success::Allocated(allocated) => add_allocated(&mut writer, &allocated, transaction),
         Success::Refreshed { lifetime } => add(&mut writer, &Lifetime::new(lifetime.as_secs() as u32)),
         Success::Done => {}
     }
@@ -57,9 +67,7 @@ pub fn error(
 ) {
     let mut buffer = [0; LONGEST];
     let mut writer = Message::builder_error(request, MessageWriteMutSlice::new(&mut buffer));
-    let code =
-        ErrorCode::new(refusal.code(), refusal.reason()).expect("every refusal has a code from 400 to 599");
-    add(&mut writer, &code);
+    add(&mut writer, &error_code(refusal));
     if let Refusal::UnknownAttributes(unknown) = refusal {
         add(&mut writer, &UnknownAttributes::new(&unknown[..unknown.len().min(NAMED)]));
     }
@@ -68,6 +76,25 @@ pub fn error(
         add(&mut writer, &Nonce::new(&nonce).expect("our nonces are short ASCII"));
     }
     finish(request, writer, key, reply);
+}
+
+fn add_allocated(writer: &mut MessageWriteMutSlice<'_>, allocated: &Allocated, transaction: TransactionId) {
+    for relayed in &allocated.relayed {
+        add(writer, &XorRelayedAddress::new(*relayed, transaction));
+    }
+    add(writer, &Lifetime::new(allocated.lifetime.as_secs() as u32));
+    add(writer, &XorMappedAddress::new(allocated.mapped, transaction));
+    if let Some((family, why)) = &allocated.missing {
+        let family = match family {
+            Family::V4 => AddressFamily::IPV4,
+            Family::V6 => AddressFamily::IPV6,
+        };
+        add(writer, &AddressErrorCode::new(family, error_code(why)));
+    }
+}
+
+fn error_code(refusal: &Refusal) -> ErrorCode {
+    ErrorCode::new(refusal.code(), refusal.reason()).expect("every refusal has a code from 400 to 599")
 }
 
 fn add(writer: &mut MessageWriteMutSlice<'_>, attribute: &dyn AttributeWrite) {

@@ -156,8 +156,8 @@ impl Server {
         while let Some(id) = self.timers.due(now.mono) {
             let allocation = self.allocations.get_mut(&id).expect("a deadline goes when its allocation goes");
             allocation.armed = None;
-            if allocation.until <= now.mono {
-                self.end(id, now.mono, Why::Expired);
+            if let Some(family) = allocation.run_out(now.mono) {
+                self.end_family(id, family, now.mono, Why::Expired);
             } else {
                 self.forward.expire(id, now.mono);
                 self.rearm(id);
@@ -286,13 +286,14 @@ impl Server {
         if owned { Ok(id) } else { Err(Refusal::WrongCredentials) }
     }
 
-    /// Opens an allocation on a port that was taken from the reserve.
-    pub(super) fn open(&mut self, relay: RelayPort, allocation: Allocation) {
-        let family = Family::of(allocation.relayed.ip());
-        let id = self.forward.open(family, relay, Arc::clone(allocation.seat.tenure()));
+    /// Opens an allocation on ports that were taken from the reserve.
+    pub(super) fn open(&mut self, relayed: Vec<(Family, RelayPort)>, allocation: Allocation) {
+        for (_, relay) in &relayed {
+            self.policy.live.insert(*relay);
+            self.effects.push_back(Effect::TakeRelay(*relay));
+        }
+        let id = self.forward.open(relayed, Arc::clone(allocation.seat.tenure()));
         self.allocations.insert(id, allocation);
-        self.policy.live.insert(relay);
-        self.effects.push_back(Effect::TakeRelay(relay));
         self.counters.allocations_made += 1;
         self.rearm(id);
     }
@@ -303,11 +304,7 @@ impl Server {
         let allocation =
             self.allocations.remove(&id).expect("the table and this map hold the same allocations");
         self.timers.set(id, allocation.armed, None);
-        for relay in closed.relayed {
-            self.policy.live.remove(relay);
-            self.ports(relay.relay).give_back(relay.port);
-            self.effects.push_back(Effect::CloseRelay(relay));
-        }
+        closed.relayed.into_iter().for_each(|relay| self.give_back(relay));
         self.effects.push_back(Effect::Ended(Ended {
             agent: Arc::clone(allocation.agent()),
             client: closed.client,
@@ -317,6 +314,25 @@ impl Server {
             to_clients: closed.to_clients,
             why,
         }));
+    }
+
+    /// Ends one family of a dual allocation; with the last family ends the allocation.
+    pub(super) fn end_family(&mut self, id: AllocationId, family: Family, now: Instant, why: Why) {
+        let allocation = self.allocations.get_mut(&id).expect("only live allocations end");
+        if allocation.until.len() == 1 {
+            return self.end(id, now, why);
+        }
+        allocation.until.retain(|(of, _)| *of != family);
+        if let Some(relay) = self.forward.close_family(id, family) {
+            self.give_back(relay);
+        }
+        self.rearm(id);
+    }
+
+    fn give_back(&mut self, relay: RelayPort) {
+        self.policy.live.remove(relay);
+        self.ports(relay.relay).give_back(relay.port);
+        self.effects.push_back(Effect::CloseRelay(relay));
     }
 
     /// A seat for one more allocation of the caller: at the quota, that of the one which has been idle longest.
@@ -341,8 +357,8 @@ impl Server {
     /// Sets the deadline of an allocation after it has changed.
     pub(super) fn rearm(&mut self, id: AllocationId) {
         let allocation = self.allocations.get_mut(&id).expect("only live allocations change");
-        let next =
-            self.forward.next_expiry(id).map_or(allocation.until, |expiry| expiry.min(allocation.until));
-        self.timers.set(id, allocation.armed.replace(next), Some(next));
+        let ends = allocation.until.iter().map(|(_, until)| *until);
+        let next = ends.chain(self.forward.next_expiry(id)).min();
+        self.timers.set(id, std::mem::replace(&mut allocation.armed, next), next);
     }
 }

@@ -2,9 +2,9 @@
 
 use std::net::SocketAddr;
 
-use stun_types::{AddressFamily, message::Message, prelude::AttributeStaticType};
+use stun_types::{message::Message, prelude::AttributeStaticType};
 use turn_types::attribute::{
-    EvenPort, Lifetime, RequestedAddressFamily, RequestedTransport, ReservationToken,
+    AdditionalAddressFamily, EvenPort, Lifetime, RequestedAddressFamily, RequestedTransport, ReservationToken,
 };
 
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
         allocation::{Allocation, granted},
         auth::Caller,
         refusal::Refusal,
-        reply::Success,
+        reply::{Allocated, Success},
         server::{Request, Server},
     },
 };
@@ -23,6 +23,8 @@ use crate::{
 struct Wish {
     transport: u8,
     family: Result<Option<Family>, Refusal>,
+    /// A second relayed address, of IPv6.
+    additional: bool,
     even_port: Option<EvenPort>,
     reserved: bool,
     lifetime: Option<u32>,
@@ -33,10 +35,29 @@ impl Wish {
         Ok(Self {
             transport: super::required::<RequestedTransport>(message)?.protocol(),
             family: family(message),
+            // Of no other family than IPv6, or the attribute is broken.
+            additional: super::optional::<AdditionalAddressFamily>(message)?.is_some(),
             even_port: super::optional(message)?,
             reserved: message.has_attribute(ReservationToken::TYPE),
             lifetime: super::optional::<Lifetime>(message)?.map(|lifetime| lifetime.seconds()),
         })
+    }
+
+    /// Steps 5 to 8: what excludes each other. Ports are not reserved here, so no token is ever good.
+    fn families(&self) -> Result<&'static [Family], Refusal> {
+        let asks_for_family = !matches!(self.family, Ok(None));
+        let reserves = self.even_port.as_ref().is_some_and(EvenPort::requested);
+        if self.reserved && (self.even_port.is_some() || asks_for_family || self.additional)
+            || self.additional && (asks_for_family || reserves)
+        {
+            return Err(Refusal::BadRequest);
+        }
+        let families: &[Family] = match self.family.clone()? {
+            _ if self.additional => &[Family::V4, Family::V6],
+            Some(Family::V6) => &[Family::V6],
+            Some(Family::V4) | None => &[Family::V4],
+        };
+        if self.reserved || reserves { Err(Refusal::InsufficientCapacity) } else { Ok(families) }
     }
 }
 
@@ -59,33 +80,26 @@ pub(super) fn allocate(
     if wish.transport != RequestedTransport::UDP {
         return Err(Refusal::UnsupportedTransportProtocol);
     }
-    // Steps 5 to 7: ports are not reserved here, so no token is ever good.
-    let asks_for_family = !matches!(wish.family, Ok(None));
-    if wish.reserved && (wish.even_port.is_some() || asks_for_family) {
-        return Err(Refusal::BadRequest);
-    }
-    let family = wish.family?.unwrap_or(Family::V4);
-    if wish.reserved || wish.even_port.as_ref().is_some_and(EvenPort::requested) {
-        return Err(Refusal::InsufficientCapacity);
-    }
-    if !server.policy.relays.iter().any(|relay| Family::of(relay.public) == family) {
-        return Err(Refusal::AddressFamilyNotSupported);
-    }
-    // Step 8.
+    let families = wish.families()?;
+    // First, so that nobody loses an idle allocation for one that has no port.
+    let (relays, missing) = relays_with_port(server, families, wish.even_port.is_some())?;
+    // Step 9.
     if server.draining {
         return Err(Refusal::InsufficientCapacity);
     }
-    // First, so that nobody loses an idle allocation for one that has no port.
-    let even = wish.even_port.is_some();
-    let relay = relay_with_port(server, family, even).ok_or(Refusal::InsufficientCapacity)?;
     let seat = server.take_seat(caller.agent(), request.from, now.mono)?;
-    let port = server.ports(relay).take(even).expect("it was there a moment ago");
-    let relay = RelayPort { relay, port };
-    let relayed = SocketAddr::new(server.policy.relays[usize::from(relay.relay)].public, relay.port);
+    let ports = relays.into_iter().map(|(family, relay)| {
+        let port = server.ports(relay).take(wish.even_port.is_some()).expect("it was there a moment ago");
+        (family, RelayPort { relay, port })
+    });
+    let ports: Vec<_> = ports.collect();
+    let public =
+        |at: &RelayPort| SocketAddr::new(server.policy.relays[usize::from(at.relay)].public, at.port);
+    let relayed: Vec<_> = ports.iter().map(|(_, at)| public(at)).collect();
     let lifetime = granted(wish.lifetime);
-    let until = now.mono + lifetime;
-    server.open(relay, Allocation { seat, relayed, since: now.mono, until, armed: None });
-    Ok(Success::Allocated { relayed, mapped: request.from.client, lifetime })
+    let until = ports.iter().map(|(family, _)| (*family, now.mono + lifetime)).collect();
+    server.open(ports, Allocation { seat, relayed: relayed.clone(), since: now.mono, until, armed: None });
+    Ok(Success::Allocated(Allocated { relayed, missing, mapped: request.from.client, lifetime }))
 }
 
 /// The family asked for; `Err` for one that does not exist.
@@ -95,15 +109,45 @@ fn family(message: &Message<'_>) -> Result<Option<Family>, Refusal> {
     }
     let asked =
         message.attribute::<RequestedAddressFamily>().map_err(|_| Refusal::AddressFamilyNotSupported)?;
-    Ok(Some(match asked.family() {
-        AddressFamily::IPV4 => Family::V4,
-        AddressFamily::IPV6 => Family::V6,
-    }))
+    Ok(Some(asked.family().into()))
+}
+
+/// Families, and the relay address of each that has a bound port.
+type Relays = Vec<(Family, u8)>;
+
+/// A relay address of each family, and the family that none is to be had of.
+///
+/// # Errors
+/// When none is to be had at all.
+fn relays_with_port(
+    server: &Server,
+    families: &[Family],
+    even: bool,
+) -> Result<(Relays, Option<(Family, Refusal)>), Refusal> {
+    let (mut found, mut missing) = (Relays::new(), Vec::new());
+    for family in families {
+        match relay_with_port(server, *family, even) {
+            Ok(relay) => found.push((*family, relay)),
+            Err(why) => missing.push((*family, why)),
+        }
+    }
+    if !found.is_empty() {
+        return Ok((found, missing.pop()));
+    }
+    // One that might be had another time says more than one that never will.
+    let (_, why) = missing.into_iter().max_by_key(|(_, why)| why.code()).expect("one family is asked for");
+    Err(why)
 }
 
 /// The first relay address of `family` that has a bound port.
-fn relay_with_port(server: &Server, family: Family, even: bool) -> Option<u8> {
-    let relays = server.policy.relays.iter().zip(&server.ports);
-    let index = relays.map(|(relay, ports)| Family::of(relay.public) == family && ports.has(even));
-    index.enumerate().find_map(|(index, fits)| fits.then_some(index as u8))
+fn relay_with_port(server: &Server, family: Family, even: bool) -> Result<u8, Refusal> {
+    let mut of_family = (0..)
+        .zip(server.policy.relays.iter().zip(&server.ports))
+        .filter(|(_, (relay, _))| Family::of(relay.public) == family)
+        .peekable();
+    of_family.peek().ok_or(Refusal::AddressFamilyNotSupported)?;
+    of_family
+        .find(|(_, (_, ports))| ports.has(even))
+        .map(|(index, _)| index)
+        .ok_or(Refusal::InsufficientCapacity)
 }

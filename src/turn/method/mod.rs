@@ -8,6 +8,7 @@ mod refresh;
 
 pub(super) use binding::binding;
 use stun_types::{
+    AddressFamily,
     attribute::AttributeType,
     message::Message,
     prelude::{Attribute, AttributeFromRaw, AttributeStaticType},
@@ -15,6 +16,7 @@ use stun_types::{
 use turn_types::message::{ALLOCATE, CHANNEL_BIND, REFRESH};
 
 use super::{
+    Family,
     auth::Caller,
     forward::Unwritten,
     policy::Denied,
@@ -66,6 +68,15 @@ fn required<'a, A: AttributeFromRaw<'a> + AttributeStaticType>(
     message: &'a Message<'_>,
 ) -> Result<A, Refusal> {
     message.attribute().map_err(|_| Refusal::BadRequest)
+}
+
+impl From<AddressFamily> for Family {
+    fn from(family: AddressFamily) -> Self {
+        match family {
+            AddressFamily::IPV4 => Self::V4,
+            AddressFamily::IPV6 => Self::V6,
+        }
+    }
 }
 
 impl From<Denied> for Refusal {

@@ -1,6 +1,5 @@
 //! Refresh (RFC 8656 §8).
 
-use stun_types::AddressFamily;
 use turn_types::attribute::{Lifetime, RequestedAddressFamily};
 
 use crate::{
@@ -23,21 +22,23 @@ pub(super) fn refresh(
     caller: &Caller,
 ) -> Result<Success, Refusal> {
     let id = server.allocation_of(request, caller)?;
-    if let Some(asked) = super::optional::<RequestedAddressFamily>(&request.message)? {
-        let family = if asked.family() == AddressFamily::IPV6 { Family::V6 } else { Family::V4 };
-        if !server.forward.has_family(id, family) {
-            return Err(Refusal::PeerAddressFamilyMismatch);
-        }
+    let named = super::optional::<RequestedAddressFamily>(&request.message)?;
+    let family = named.map(|named| Family::from(named.family()));
+    if family.is_some_and(|family| !server.forward.has_family(id, family)) {
+        return Err(Refusal::PeerAddressFamilyMismatch);
     }
     let asked = super::optional::<Lifetime>(&request.message)?.map(|lifetime| lifetime.seconds());
     if asked == Some(0) {
-        server.end(id, now.mono, Why::Released);
+        match family {
+            Some(family) => server.end_family(id, family, now.mono, Why::Released),
+            None => server.end(id, now.mono, Why::Released),
+        }
         return Ok(Success::Refreshed { lifetime: std::time::Duration::ZERO });
     }
     let lifetime = granted(asked);
     let tick = server.quotas.tick(now.mono);
     let allocation = server.allocations.get_mut(&id).expect("found above");
-    allocation.until = now.mono + lifetime;
+    allocation.prolong(family, now.mono + lifetime);
     allocation.seat.tenure().touch(tick);
     server.rearm(id);
     Ok(Success::Refreshed { lifetime })

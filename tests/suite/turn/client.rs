@@ -23,6 +23,9 @@ use stun::{
 
 use super::trace::START;
 
+/// RFC 8656 §18.12.
+const ADDRESS_ERROR_CODE: AttrType = AttrType(0x8001);
+
 pub const REALM: &str = "halfway";
 pub const SECRET: &str = "north of the border";
 
@@ -170,13 +173,13 @@ fn describe(message: &mut Message, keys: &[(String, String)]) -> String {
         ("relayed", ATTR_XOR_RELAYED_ADDRESS),
         ("mapped", ATTR_XORMAPPED_ADDRESS),
     ] {
-        let mut address = XorMappedAddress::default();
-        if address.get_from_as(message, kind).is_ok() {
-            words.push(format!("{name}={}", SocketAddr::new(address.ip, address.port)));
-        }
+        words.extend(addresses(message, kind).map(|address| format!("{name}={address}")));
     }
     if let Ok(lifetime) = message.get(ATTR_LIFETIME) {
         words.push(format!("lifetime={}", u32::from_be_bytes(lifetime[..4].try_into().unwrap())));
+    }
+    if let Ok(error) = message.get(ADDRESS_ERROR_CODE) {
+        words.push(format!("missing={}:{}{:02}", error[0], error[2], error[3]));
     }
     if let Ok(data) = message.get(ATTR_DATA) {
         words.push(String::from_utf8(data).unwrap());
@@ -198,6 +201,19 @@ fn describe(message: &mut Message, keys: &[(String, String)]) -> String {
     words.join(" ")
 }
 
+/// The addresses of all attributes of one kind; the codec itself decodes the first only.
+fn addresses(message: &Message, kind: AttrType) -> impl Iterator<Item = SocketAddr> {
+    let values = message.attributes.0.iter().filter(move |attribute| attribute.typ == kind);
+    values.map(move |attribute| {
+        let mut alone = Message::new();
+        alone.transaction_id = message.transaction_id;
+        alone.add(kind, &attribute.value);
+        let mut address = XorMappedAddress::default();
+        address.get_from_as(&alone, kind).unwrap();
+        SocketAddr::new(address.ip, address.port)
+    })
+}
+
 pub fn integrity(user: &str, password: &str) -> MessageIntegrity {
     MessageIntegrity::new_long_term_integrity(user.to_owned(), REALM.to_owned(), password.to_owned())
 }
@@ -208,6 +224,7 @@ fn attribute(message: &mut Message, word: &str) {
     match key {
         "lifetime" => message.add(ATTR_LIFETIME, &value.parse::<u32>().unwrap().to_be_bytes()),
         "family" => message.add(AttrType(0x0017), &[value.parse().unwrap(), 0, 0, 0]),
+        "additional" => message.add(AttrType(0x8000), &[value.parse().unwrap(), 0, 0, 0]),
         "even" => message.add(AttrType(0x0018), &[value.parse::<u8>().unwrap() << 7]),
         "token" => message.add(AttrType(0x0022), &[7; 8]),
         "df" => message.add(AttrType(0x001a), &[]),

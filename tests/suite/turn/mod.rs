@@ -6,6 +6,7 @@ mod channel_bind;
 pub mod client;
 mod create_permission;
 mod data;
+mod dual_stack;
 mod model;
 mod refresh;
 mod trace;

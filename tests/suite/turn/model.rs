@@ -39,6 +39,17 @@ fn step() -> impl Strategy<Value = Step> {
         "Allocate auth lifetime=3600",
         "Allocate auth tx=1",
         "Allocate auth even=0",
+        "Allocate auth additional=2",
+        "Allocate auth additional=2",
+        "Allocate auth additional=2 even=0",
+        "Allocate auth family=2",
+        "Refresh auth lifetime=0 family=1",
+        "Refresh auth lifetime=0 family=2",
+        "Refresh auth lifetime=3600 family=2",
+        "CreatePermission auth peer=[2606::1]:7",
+        "ChannelBind auth peer=[2606::1]:7 channel=4002",
+        "Send peer=[2606::1]:7 hello",
+        "ChannelData 0x4002 hello",
         "Allocate auth expires=-5",
         "Allocate auth garbled",
         "Refresh auth",
@@ -72,10 +83,12 @@ proptest! {
 
 fn run(steps: &[Step]) {
     let mut now = Now { wall: UNIX_EPOCH + Duration::from_secs(START), ..clock::now() };
-    let world = World { ports: PORTS, per_agent: 3, total: 8, ..World::default() };
+    let world = World { ports: PORTS, per_agent: 3, total: 8, v6: true, ..World::default() };
     let mut server = world.server();
     let mut clients: HashMap<usize, Client> = HashMap::new();
-    let mut live = 0_usize;
+    // By family.
+    let mut live = [0_usize; 2];
+    let mut ended = 0;
     for step in steps {
         match step {
             Step::Wait(seconds) => {
@@ -96,22 +109,28 @@ fn run(steps: &[Step]) {
         }
         while let Some(effect) = server.poll_effect() {
             match effect {
-                Effect::TakeRelay(_) => live += 1,
-                Effect::CloseRelay(_) => live -= 1,
-                Effect::Ended(_) | Effect::Reclaim(_) => {}
+                Effect::TakeRelay(at) => live[usize::from(at.relay)] += 1,
+                Effect::CloseRelay(at) => live[usize::from(at.relay)] -= 1,
+                Effect::Ended(_) => ended += 1,
+                Effect::Reclaim(_) => {}
             }
         }
-        top_up(&mut server, 1);
-        let ports = server.ports(0);
-        assert_eq!((ports.live(), ports.free()), (live, PORTS.len() - live));
-        assert_eq!(server.counters().allocations as usize, live);
-        assert_eq!(server.quotas().held_in_total(), live);
-        assert!(live <= 8, "the total");
+        top_up(&mut server, 2);
+        for (relay, live) in (0..).zip(live) {
+            let ports = server.ports(relay);
+            assert_eq!((ports.live(), ports.free()), (live, PORTS.len() - live));
+        }
+        let allocations = server.counters().allocations;
+        assert_eq!(server.counters().allocations_made - ended, allocations);
+        assert_eq!(server.quotas().held_in_total() as u64, allocations, "one seat, however many families");
+        assert!(allocations <= 8, "the total");
     }
     now = now + Duration::from_secs(3_601);
     server.handle_timeout(now);
     assert_eq!(server.quotas().held_in_total(), 0, "all seats are given back");
-    assert_eq!((server.ports(0).live(), server.ports(0).free()), (0, PORTS.len()));
+    for relay in 0..2 {
+        assert_eq!((server.ports(relay).live(), server.ports(relay).free()), (0, PORTS.len()));
+    }
     assert!(server.poll_timeout().is_none(), "no deadline is left");
 }
 

@@ -51,6 +51,7 @@ pub struct World {
     pub per_agent: u32,
     pub total: u32,
     pub ports: std::ops::RangeInclusive<u16>,
+    pub v4: bool,
     pub v6: bool,
     pub allow: Vec<&'static str>,
     pub deny: Vec<&'static str>,
@@ -66,6 +67,7 @@ impl Default for World {
             per_agent: 16,
             total: 0,
             ports: 49152..=49155,
+            v4: true,
             v6: false,
             allow: Vec::new(),
             deny: Vec::new(),
@@ -101,10 +103,17 @@ impl World {
         self.shard(0, Quotas::new(self.per_agent, self.total))
     }
 
+    fn relays(&self) -> u8 {
+        u8::from(self.v4) + u8::from(self.v6)
+    }
+
     /// One of several servers that share their quotas.
     pub fn shard(&self, shard: usize, quotas: Quotas) -> Server {
         let ip = |text: &str| text.parse().unwrap();
-        let mut relays = vec![RelayAddress { bound: ip(self.bound), public: ip("5.5.5.5") }];
+        let mut relays = Vec::new();
+        if self.v4 {
+            relays.push(RelayAddress { bound: ip(self.bound), public: ip("5.5.5.5") });
+        }
         if self.v6 {
             relays.push(RelayAddress { bound: ip("2a00::5"), public: ip("2a00::5") });
         }
@@ -125,7 +134,7 @@ impl World {
         };
         let ports = policy.relays.iter().map(|_| self.ports.clone().collect()).collect();
         let mut server = Server::new(Setup { shard, auth, policy, quotas, ports });
-        top_up(&mut server, 1 + u8::from(self.v6));
+        top_up(&mut server, self.relays());
         server
     }
 }
@@ -155,7 +164,7 @@ impl Stage {
         let start = Now { wall: UNIX_EPOCH + Duration::from_secs(START), ..clock::now() };
         Self {
             server: world.server(),
-            relays: 1 + u8::from(world.v6),
+            relays: world.relays(),
             start,
             now: Duration::ZERO,
             clients: HashMap::new(),
@@ -231,7 +240,10 @@ impl Stage {
 
     fn peer_sends(&mut self, peer: SocketAddr, what: &str) {
         let (port, payload) = what.split_once(' ').unwrap();
-        let relay = RelayPort { relay: u8::from(peer.is_ipv6()), port: port[1..].parse().unwrap() };
+        let relay = RelayPort {
+            relay: u8::from(self.relays == 2 && peer.is_ipv6()),
+            port: port[1..].parse().unwrap(),
+        };
         let Some(to) = self.server.to_client(relay, peer, payload.len()) else { return };
         let mut buffer = vec![0xaa; HEADROOM];
         buffer.extend_from_slice(payload.as_bytes());
