@@ -45,6 +45,7 @@ use crate::{
         nonce::Nonces,
         policy::{LivePorts, Policy},
         quota::Quotas,
+        strangers::Strangers,
     },
 };
 
@@ -198,6 +199,7 @@ fn relay_config(config: &Config, keys: &Keys, policy: Policy) -> RelayConfig {
         ports: config.turn.relay_ports.clone(),
         policy,
         quotas: Quotas::new(config.turn.allocations_per_agent, config.turn.allocations_total),
+        strangers: Strangers::new(config.turn.unauthenticated_per_second),
         realm: config.turn.realm.clone(),
         secrets: keys.turn.clone(),
         nonces: Nonces::new(&keys.instance.derive(Purpose::Nonce)),

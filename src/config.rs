@@ -96,6 +96,8 @@ pub struct Turn {
     pub allocations_per_agent: u32,
     /// Allocations that all agents together may hold.
     pub allocations_total: u32,
+    /// Answers to strangers, for each IPv4 /24 or IPv6 /56.
+    pub unauthenticated_per_second: u32,
 }
 
 /// `[credentials]`.
@@ -287,6 +289,7 @@ fn turn(reader: &mut Reader, around: &Surroundings) -> Turn {
         denied_peers: reader.text("turn.denied_peers", parse::denied_peers).unwrap_or(DeniedPeers::Refuse),
         allocations_per_agent: limit(reader, "turn.allocations_per_agent", 16),
         allocations_total: limit(reader, "turn.allocations_total", 0),
+        unauthenticated_per_second: limit(reader, "turn.unauthenticated_per_second", 100),
     }
 }
 
@@ -416,7 +419,6 @@ fn refuse_what_comes_later(reader: &mut Reader) {
         ("http.acme.http_listen", text("[::]:80")),
         ("turn.xdp", text("off")),
         ("turn.bytes_per_second_per_agent", Value::Number(0)),
-        ("turn.unauthenticated_per_second", Value::Number(100)),
         ("turn.peer_policy", text("open")),
         ("auth.jwks", text("")),
         ("auth.issuer", text("")),

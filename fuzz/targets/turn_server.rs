@@ -20,6 +20,7 @@ use halfway::{
         policy::{DeniedPeers, LivePorts, Policy},
         quota::Quotas,
         server::{Effect, Server, Setup},
+        strangers::Strangers,
     },
 };
 use libfuzzer_sys::fuzz_target;
@@ -290,6 +291,7 @@ fn server() -> Server {
         auth,
         policy,
         quotas: Quotas::new(QUOTA.0 as u32, QUOTA.1 as u32),
+        strangers: Strangers::new(1),
         ports: vec![PORTS.collect()],
     })
 }

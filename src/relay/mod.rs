@@ -36,6 +36,7 @@ use crate::{
         policy::Policy,
         quota::Quotas,
         server::{Server, Setup},
+        strangers::Strangers,
     },
 };
 
@@ -52,6 +53,8 @@ pub struct RelayConfig {
     pub policy: Policy,
     /// How many allocations may be held.
     pub quotas: Quotas,
+    /// How many answers strangers get.
+    pub strangers: Strangers,
     /// Sent in challenges.
     pub realm: String,
     /// Who minted the users.
@@ -202,6 +205,7 @@ fn shard(config: &RelayConfig, place: &Place) -> io::Result<Shard> {
         },
         policy: config.policy.clone(),
         quotas: config.quotas.clone(),
+        strangers: config.strangers.clone(),
         ports: relays.iter().map(|_| share(&config.ports, index, count).collect()).collect(),
     };
     Shard::new(Server::new(setup), relays, place)

@@ -60,18 +60,21 @@ pub enum Dropped {
     NoPermission,
     /// To a peer that policy denies.
     Denied,
+    /// An answer to a stranger, whose source prefix has had its share.
+    Budget,
     /// The kernel would not take it: a full socket buffer, no route.
     Unsendable,
 }
 
 impl Dropped {
     /// All reasons, in the order of [`Counters::drops`].
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Malformed,
         Self::NoAllocation,
         Self::NoChannel,
         Self::NoPermission,
         Self::Denied,
+        Self::Budget,
         Self::Unsendable,
     ];
 
@@ -84,6 +87,7 @@ impl Dropped {
             Self::NoChannel => "no_channel",
             Self::NoPermission => "no_permission",
             Self::Denied => "denied",
+            Self::Budget => "budget",
             Self::Unsendable => "unsendable",
         }
     }

@@ -17,9 +17,11 @@ pub mod nonce;
 pub mod policy;
 pub mod ports;
 pub mod quota;
+mod rate;
 pub mod refusal;
 mod reply;
 pub mod server;
+pub mod strangers;
 mod timers;
 
 use std::net::{IpAddr, SocketAddr};

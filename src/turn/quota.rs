@@ -12,9 +12,11 @@ use std::{
 
 use super::FiveTuple;
 
-/// An agent at its quota loses an allocation that has been idle for so many milliseconds rather than be refused a new
-/// one: many clients vanish without a Refresh of 0.
-const IDLE: u64 = 30_000;
+/// Ticks in a second.
+pub const SECOND: u64 = 1_000_000;
+/// An agent at its quota loses an allocation that has been idle for so many ticks rather than be refused a new one: many
+/// clients vanish without a Refresh of 0.
+const IDLE: u64 = 30 * SECOND;
 
 /// The counts, shared.
 #[derive(Clone, Debug)]
@@ -42,7 +44,7 @@ pub struct Tenure {
     pub shard: usize,
     /// Its client.
     pub client: FiveTuple,
-    /// Milliseconds since the epoch of the quotas, at the last packet or Refresh.
+    /// The tick of the last packet or Refresh.
     active: AtomicU64,
 }
 
@@ -60,11 +62,11 @@ impl Quotas {
         Self(Arc::new(Shared { per_agent, total, epoch: OnceLock::new(), held: Mutex::default() }))
     }
 
-    /// `now` as [`Tenure::touch`] takes it.
+    /// `now` in microseconds since the quotas were first asked: one clock for all shards.
     #[must_use]
     pub fn tick(&self, now: Instant) -> u64 {
         let epoch = *self.0.epoch.get_or_init(|| now);
-        u64::try_from(now.saturating_duration_since(epoch).as_millis()).unwrap_or(u64::MAX)
+        u64::try_from(now.saturating_duration_since(epoch).as_micros()).unwrap_or(u64::MAX)
     }
 
     /// Takes a seat for one allocation of `agent`; `None` at a limit.

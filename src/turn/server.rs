@@ -23,6 +23,7 @@ use super::{
     quota::{Quotas, Seat, Tenure},
     refusal::Refusal,
     reply,
+    strangers::Strangers,
     timers::Timers,
 };
 use crate::clock::Now;
@@ -34,6 +35,7 @@ pub struct Server {
     pub(super) auth: Auth,
     pub(super) policy: Policy,
     pub(super) quotas: Quotas,
+    strangers: Strangers,
     /// By relay address.
     pub(super) ports: Vec<Ports>,
     pub(super) forward: Forward,
@@ -56,6 +58,8 @@ pub struct Setup {
     pub policy: Policy,
     /// How many allocations may be held.
     pub quotas: Quotas,
+    /// How many answers strangers get.
+    pub strangers: Strangers,
     /// The ports that this shard may use, for each relay address.
     pub ports: Vec<Vec<u16>>,
 }
@@ -89,6 +93,7 @@ impl Server {
             auth: setup.auth,
             policy: setup.policy,
             quotas: setup.quotas,
+            strangers: setup.strangers,
             ports: setup.ports.into_iter().map(Ports::new).collect(),
             forward: Forward::default(),
             allocations: HashMap::new(),
@@ -229,6 +234,9 @@ impl<'a> Request<'a> {
 /// Answering.
 impl Server {
     fn answer_binding(&mut self, now: Now, request: &Request<'_>, reply: &mut Vec<u8>) {
+        if !self.may_answer(now, &request.from) {
+            return;
+        }
         match method::binding(request) {
             Ok(success) => {
                 self.counters.bindings += 1;
@@ -239,12 +247,25 @@ impl Server {
     }
 
     fn answer_turn(&mut self, now: Now, request: &Request<'_>, reply: &mut Vec<u8>) {
-        let holds_allocation = self.forward.allocation_of(&request.from).is_some();
+        let holds_allocation = self.holds_allocation(&request.from);
         // Before anything else in the request is looked at: some clients ask for more than they repeat.
         match self.auth.authenticate(now, &request.from, &request.message, holds_allocation) {
             Ok(caller) => self.answer_caller(now, request, &caller, reply),
-            Err(refusal) => self.refuse(now, request, &refusal, None, reply),
+            Err(refusal) if self.may_answer(now, &request.from) => {
+                self.refuse(now, request, &refusal, None, reply)
+            }
+            Err(_) => {}
         }
+    }
+
+    /// Whether somebody who has proved nothing is answered. Who holds an allocation on this five-tuple has, before.
+    fn may_answer(&mut self, now: Now, from: &FiveTuple) -> bool {
+        let answered =
+            self.holds_allocation(from) || self.strangers.admit(from.client.ip(), self.quotas.tick(now.mono));
+        if !answered {
+            self.counters.dropped(Dropped::Budget);
+        }
+        answered
     }
 
     fn answer_caller(&mut self, now: Now, request: &Request<'_>, caller: &Caller, reply: &mut Vec<u8>) {

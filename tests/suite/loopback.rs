@@ -10,6 +10,7 @@ use halfway::{
         nonce::Nonces,
         policy::{DeniedPeers, LivePorts, Policy},
         quota::Quotas,
+        strangers::Strangers,
     },
 };
 
@@ -34,6 +35,8 @@ pub fn relay(listen: &str, shards: usize, ports: RangeInclusive<u16>) -> Relay {
         ports,
         policy,
         quotas: Quotas::new(16, 0),
+        // All clients of all tests come from one address.
+        strangers: Strangers::new(0),
         realm: "halfway".to_owned(),
         secrets: TurnSecrets::new(&[SECRET]).unwrap(),
         nonces: Nonces::new(&[1; 32]),

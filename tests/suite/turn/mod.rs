@@ -9,5 +9,6 @@ mod data;
 mod dual_stack;
 mod model;
 mod refresh;
+mod strangers;
 mod trace;
 mod wire;

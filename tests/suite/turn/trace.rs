@@ -31,6 +31,7 @@ use halfway::{
         policy::{DeniedPeers, LivePorts, Policy},
         quota::Quotas,
         server::{Effect, Server, Setup},
+        strangers::Strangers,
     },
 };
 
@@ -50,6 +51,7 @@ pub const ALLOCATED: &str = "0s alice > Allocate
 pub struct World {
     pub per_agent: u32,
     pub total: u32,
+    pub unauthenticated: u32,
     pub ports: std::ops::RangeInclusive<u16>,
     pub v4: bool,
     pub v6: bool,
@@ -66,6 +68,7 @@ impl Default for World {
         Self {
             per_agent: 16,
             total: 0,
+            unauthenticated: 100,
             ports: 49152..=49155,
             v4: true,
             v6: false,
@@ -133,7 +136,14 @@ impl World {
             nonces: Nonces::new(&[7; 32]),
         };
         let ports = policy.relays.iter().map(|_| self.ports.clone().collect()).collect();
-        let mut server = Server::new(Setup { shard, auth, policy, quotas, ports });
+        let mut server = Server::new(Setup {
+            shard,
+            auth,
+            policy,
+            quotas,
+            strangers: Strangers::new(self.unauthenticated),
+            ports,
+        });
         top_up(&mut server, self.relays());
         server
     }
