@@ -44,7 +44,7 @@ use crate::{
     turn::{
         nonce::Nonces,
         policy::{LivePorts, Policy},
-        quota::Quotas,
+        quota::{Limits, Quotas},
         strangers::Strangers,
     },
 };
@@ -198,7 +198,11 @@ fn relay_config(config: &Config, keys: &Keys, policy: Policy) -> RelayConfig {
         shards: config.turn.shards,
         ports: config.turn.relay_ports.clone(),
         policy,
-        quotas: Quotas::new(config.turn.allocations_per_agent, config.turn.allocations_total),
+        quotas: Quotas::new(Limits {
+            per_agent: config.turn.allocations_per_agent,
+            total: config.turn.allocations_total,
+            bytes_per_second: config.turn.bytes_per_second_per_agent,
+        }),
         strangers: Strangers::new(config.turn.unauthenticated_per_second),
         realm: config.turn.realm.clone(),
         secrets: keys.turn.clone(),

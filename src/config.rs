@@ -96,6 +96,8 @@ pub struct Turn {
     pub allocations_per_agent: u32,
     /// Allocations that all agents together may hold.
     pub allocations_total: u32,
+    /// Payload of one agent each way.
+    pub bytes_per_second_per_agent: u32,
     /// Answers to strangers, for each IPv4 /24 or IPv6 /56.
     pub unauthenticated_per_second: u32,
 }
@@ -289,6 +291,7 @@ fn turn(reader: &mut Reader, around: &Surroundings) -> Turn {
         denied_peers: reader.text("turn.denied_peers", parse::denied_peers).unwrap_or(DeniedPeers::Refuse),
         allocations_per_agent: limit(reader, "turn.allocations_per_agent", 16),
         allocations_total: limit(reader, "turn.allocations_total", 0),
+        bytes_per_second_per_agent: limit(reader, "turn.bytes_per_second_per_agent", 0),
         unauthenticated_per_second: limit(reader, "turn.unauthenticated_per_second", 100),
     }
 }
@@ -418,7 +421,6 @@ fn refuse_what_comes_later(reader: &mut Reader) {
         ("http.acme.directory", text("https://acme-v02.api.letsencrypt.org/directory")),
         ("http.acme.http_listen", text("[::]:80")),
         ("turn.xdp", text("off")),
-        ("turn.bytes_per_second_per_agent", Value::Number(0)),
         ("turn.peer_policy", text("open")),
         ("auth.jwks", text("")),
         ("auth.issuer", text("")),
@@ -599,7 +601,7 @@ mod tests {
 
     #[test]
     fn what_comes_later_is_known_and_refused() {
-        let defaults = "http.acme.domains = []\nturn.xdp = 'off'\nturn.bytes_per_second_per_agent = 0\n\
+        let defaults = "http.acme.domains = []\nturn.xdp = 'off'\n\
             signaling.peerjs = false\ncluster.nats = []\nauth.jwks = ''\nturn.peer_policy = 'open'";
         assert!(read(defaults).is_ok());
         refused(

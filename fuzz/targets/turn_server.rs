@@ -18,7 +18,7 @@ use halfway::{
         demux::{Datagram, sort},
         nonce::Nonces,
         policy::{DeniedPeers, LivePorts, Policy},
-        quota::Quotas,
+        quota::{Limits, Quotas},
         server::{Effect, Server, Setup},
         strangers::Strangers,
     },
@@ -290,7 +290,11 @@ fn server() -> Server {
         shard: 0,
         auth,
         policy,
-        quotas: Quotas::new(QUOTA.0 as u32, QUOTA.1 as u32),
+        quotas: Quotas::new(Limits {
+            per_agent: QUOTA.0 as u32,
+            total: QUOTA.1 as u32,
+            bytes_per_second: 1_000,
+        }),
         strangers: Strangers::new(1),
         ports: vec![PORTS.collect()],
     })

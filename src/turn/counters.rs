@@ -60,6 +60,8 @@ pub enum Dropped {
     NoPermission,
     /// To a peer that policy denies.
     Denied,
+    /// Over what its agent may relay in a second.
+    Bandwidth,
     /// An answer to a stranger, whose source prefix has had its share.
     Budget,
     /// The kernel would not take it: a full socket buffer, no route.
@@ -68,12 +70,13 @@ pub enum Dropped {
 
 impl Dropped {
     /// All reasons, in the order of [`Counters::drops`].
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Malformed,
         Self::NoAllocation,
         Self::NoChannel,
         Self::NoPermission,
         Self::Denied,
+        Self::Bandwidth,
         Self::Budget,
         Self::Unsendable,
     ];
@@ -87,6 +90,7 @@ impl Dropped {
             Self::NoChannel => "no_channel",
             Self::NoPermission => "no_permission",
             Self::Denied => "denied",
+            Self::Bandwidth => "bandwidth",
             Self::Budget => "budget",
             Self::Unsendable => "unsendable",
         }

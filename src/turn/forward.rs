@@ -14,6 +14,7 @@ use slab::Slab;
 
 use super::{
     AllocationId, Channel, Family, FiveTuple, PeerAddr, RelayPort,
+    bandwidth::Direction,
     counters::{Counters, Dropped, Traffic},
     policy::{Policy, Reach},
     quota::Tenure,
@@ -161,6 +162,9 @@ impl Forward {
                 None => return drop_for(counters, Dropped::NoPermission),
             },
         };
+        if !route.tenure.takes(Direction::ToClient, len, self.tick) {
+            return drop_for(counters, Dropped::Bandwidth);
+        }
         route.to_clients.add(len);
         counters.to_clients.add(len);
         route.tenure.touch(self.tick);
@@ -198,6 +202,9 @@ impl Route {
             Reach::Checked | Reach::Discarded => return drop_for(counters, Dropped::Denied),
         };
         let Some(relay) = self.relay_for(peer) else { return drop_for(counters, Dropped::NoPermission) };
+        if !self.tenure.takes(Direction::ToPeer, len, tick) {
+            return drop_for(counters, Dropped::Bandwidth);
+        }
         self.to_peers.add(len);
         counters.to_peers.add(len);
         self.tenure.touch(tick);

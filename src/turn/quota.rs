@@ -1,8 +1,9 @@
-//! How many allocations each agent, and all together, may hold. Shared by all shards: the lock is taken on Allocate and
-//! at the end of an allocation, never on the packet path, which only notes when it last saw a packet.
+//! How many allocations each agent, and all together, may hold, and how much an agent may relay. Shared by all shards:
+//! the lock is taken on Allocate and at the end of an allocation, never on the packet path, which notes when it last saw
+//! a packet and takes from the agent's allowance.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -10,13 +11,29 @@ use std::{
     time::Instant,
 };
 
-use super::FiveTuple;
+use super::{
+    FiveTuple,
+    bandwidth::{Allowance, Bandwidth, Direction},
+};
 
 /// Ticks in a second.
 pub const SECOND: u64 = 1_000_000;
 /// An agent at its quota loses an allocation that has been idle for so many ticks rather than be refused a new one: many
 /// clients vanish without a Refresh of 0.
 const IDLE: u64 = 30 * SECOND;
+/// Agents without an allocation whose allowance is remembered until it is whole again.
+const REMEMBERED: usize = 4_096;
+
+/// What the configuration says; 0 is unlimited.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Limits {
+    /// Allocations of one agent.
+    pub per_agent: u32,
+    /// Allocations of all agents.
+    pub total: u32,
+    /// Payload of one agent each way, whatever the number of its allocations.
+    pub bytes_per_second: u32,
+}
 
 /// The counts, shared.
 #[derive(Clone, Debug)]
@@ -24,8 +41,8 @@ pub struct Quotas(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    per_agent: u32,
-    total: u32,
+    limits: Limits,
+    bandwidth: Option<Bandwidth>,
     /// What ticks are counted from.
     epoch: OnceLock<Instant>,
     held: Mutex<Held>,
@@ -33,8 +50,18 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Held {
-    by_agent: HashMap<Arc<str>, Vec<Arc<Tenure>>>,
+    by_agent: HashMap<Arc<str>, Agent>,
     total: usize,
+    /// Agents that had no allocation any more, in the order in which they gave back the last; each is here once.
+    left: VecDeque<Arc<str>>,
+}
+
+/// One agent. It is remembered for a while after its last allocation: a new one must not come with a new allowance.
+#[derive(Debug)]
+struct Agent {
+    tenures: Vec<Arc<Tenure>>,
+    allowance: Option<Arc<Allowance>>,
+    has_left: bool,
 }
 
 /// One allocation, as all shards may see it.
@@ -46,6 +73,8 @@ pub struct Tenure {
     pub client: FiveTuple,
     /// The tick of the last packet or Refresh.
     active: AtomicU64,
+    /// What its agent may still relay; `None` is unlimited.
+    allowance: Option<Arc<Allowance>>,
 }
 
 impl Tenure {
@@ -53,13 +82,19 @@ impl Tenure {
     pub fn touch(&self, tick: u64) {
         self.active.store(tick, Relaxed);
     }
+
+    /// Takes a packet of `len` bytes from what its agent may relay, or says that there is not so much.
+    pub fn takes(&self, direction: Direction, len: usize, tick: u64) -> bool {
+        self.allowance.as_ref().is_none_or(|allowance| allowance.take(direction, len, tick))
+    }
 }
 
 impl Quotas {
-    /// Limits on allocations; 0 is unlimited.
+    /// Nothing is held.
     #[must_use]
-    pub fn new(per_agent: u32, total: u32) -> Self {
-        Self(Arc::new(Shared { per_agent, total, epoch: OnceLock::new(), held: Mutex::default() }))
+    pub fn new(limits: Limits) -> Self {
+        let bandwidth = Bandwidth::new(limits.bytes_per_second);
+        Self(Arc::new(Shared { limits, bandwidth, epoch: OnceLock::new(), held: Mutex::default() }))
     }
 
     /// `now` in microseconds since the quotas were first asked: one clock for all shards.
@@ -72,15 +107,24 @@ impl Quotas {
     /// Takes a seat for one allocation of `agent`; `None` at a limit.
     #[must_use]
     pub fn take(&self, agent: &Arc<str>, shard: usize, client: FiveTuple, now: Instant) -> Option<Seat> {
-        let tenure = Arc::new(Tenure { shard, client, active: AtomicU64::new(self.tick(now)) });
+        let tick = self.tick(now);
         let mut held = self.held();
-        let mine = held.by_agent.get(agent).map_or(0, Vec::len);
+        held.forget(tick);
+        let mine = held.by_agent.get(agent).map_or(0, |agent| agent.tenures.len());
         let within = |count: usize, limit: u32| limit == 0 || count < limit as usize;
-        if !within(mine, self.0.per_agent) || !within(held.total, self.0.total) {
+        if !within(mine, self.0.limits.per_agent) || !within(held.total, self.0.limits.total) {
             return None;
         }
         held.total += 1;
-        held.by_agent.entry(Arc::clone(agent)).or_default().push(Arc::clone(&tenure));
+        let newcomer = || Agent {
+            tenures: Vec::new(),
+            allowance: self.0.bandwidth.map(|limit| Arc::new(Allowance::new(limit))),
+            has_left: false,
+        };
+        let owner = held.by_agent.entry(Arc::clone(agent)).or_insert_with(newcomer);
+        let allowance = owner.allowance.clone();
+        let tenure = Arc::new(Tenure { shard, client, active: AtomicU64::new(tick), allowance });
+        owner.tenures.push(Arc::clone(&tenure));
         drop(held);
         Some(Seat { quotas: self.clone(), agent: Arc::clone(agent), tenure })
     }
@@ -91,7 +135,7 @@ impl Quotas {
     pub fn reclaim_idle(&self, agent: &str, now: Instant) -> Option<Arc<Tenure>> {
         let tick = self.tick(now);
         let mut held = self.held();
-        let own = held.by_agent.get(agent)?;
+        let own = &held.by_agent.get(agent)?.tenures;
         let longest = own.iter().min_by_key(|tenure| tenure.active.load(Relaxed))?;
         let idle = tick.saturating_sub(longest.active.load(Relaxed)) >= IDLE;
         let longest = idle.then(|| Arc::clone(longest))?;
@@ -114,13 +158,44 @@ impl Quotas {
 impl Held {
     /// Once: a seat that was reclaimed has been given back already.
     fn give_back(&mut self, agent: &str, tenure: &Arc<Tenure>) {
-        let Some(own) = self.by_agent.get_mut(agent) else { return };
-        let Some(index) = own.iter().position(|other| Arc::ptr_eq(other, tenure)) else { return };
-        own.remove(index);
+        let Some((agent, _)) = self.by_agent.get_key_value(agent) else { return };
+        let agent = Arc::clone(agent);
+        let owner = self.by_agent.get_mut(&agent).expect("it was found a moment ago");
+        let Some(index) = owner.tenures.iter().position(|other| Arc::ptr_eq(other, tenure)) else { return };
+        owner.tenures.remove(index);
         self.total -= 1;
-        if own.is_empty() {
-            self.by_agent.remove(agent);
+        if owner.tenures.is_empty() && owner.allowance.is_none() {
+            self.by_agent.remove(&agent);
+        } else if owner.tenures.is_empty() && !owner.has_left {
+            owner.has_left = true;
+            self.left.push_back(agent);
         }
+        if self.left.len() > REMEMBERED {
+            self.forget_first();
+        }
+    }
+
+    /// Forgets who has left, once that gives nothing away.
+    fn forget(&mut self, tick: u64) {
+        let is_done = |agent: &Agent| !agent.tenures.is_empty() || agent.is_at_rest(tick);
+        while self.left.front().is_some_and(|first| self.by_agent.get(first).is_none_or(is_done)) {
+            self.forget_first();
+        }
+    }
+
+    fn forget_first(&mut self) {
+        let Some(first) = self.left.pop_front() else { return };
+        let Some(agent) = self.by_agent.get_mut(&first) else { return };
+        agent.has_left = false;
+        if agent.tenures.is_empty() {
+            self.by_agent.remove(&first);
+        }
+    }
+}
+
+impl Agent {
+    fn is_at_rest(&self, tick: u64) -> bool {
+        self.allowance.as_ref().is_none_or(|allowance| allowance.is_at_rest(tick))
     }
 }
 
@@ -159,7 +234,7 @@ mod tests {
         time::{Duration, Instant},
     };
 
-    use super::{FiveTuple, Quotas};
+    use super::{Direction, FiveTuple, Limits, Quotas, REMEMBERED, Seat};
     use crate::{clock, turn::Transport};
 
     fn client(port: u16) -> FiveTuple {
@@ -174,7 +249,7 @@ mod tests {
     #[test]
     fn seats_are_counted_and_given_back() {
         let (alice, bob) = (Arc::from("alice"), Arc::from("bob"));
-        let quotas = Quotas::new(2, 3);
+        let quotas = Quotas::new(Limits { per_agent: 2, total: 3, ..Limits::default() });
         let take = |agent, port| quotas.take(agent, 0, client(port), now());
         let first = take(&alice, 1).unwrap();
         let second = take(&alice, 2).unwrap();
@@ -190,7 +265,7 @@ mod tests {
 
     #[test]
     fn zero_is_unlimited() {
-        let quotas = Quotas::new(0, 0);
+        let quotas = Quotas::new(Limits::default());
         let seats: Vec<_> =
             (0..100).map(|port| quotas.take(&"a".into(), 0, client(port), now()).unwrap()).collect();
         assert_eq!(seats.len(), 100);
@@ -199,7 +274,7 @@ mod tests {
     #[test]
     fn the_longest_idle_of_all_shards_is_reclaimed_once() {
         let alice = Arc::from("alice");
-        let quotas = Quotas::new(2, 0);
+        let quotas = Quotas::new(Limits { per_agent: 2, ..Limits::default() });
         let start = now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let old = quotas.take(&alice, 0, client(1), at(0)).unwrap();
@@ -213,5 +288,46 @@ mod tests {
         assert_eq!(quotas.held_in_total(), 1, "given back already");
         drop(old);
         assert_eq!(quotas.held_in_total(), 0);
+    }
+
+    fn passed(seat: &Seat, tick: u64) -> usize {
+        (0..1_000).filter(|_| seat.tenure().takes(Direction::ToPeer, 1_000, tick)).count()
+    }
+
+    #[test]
+    fn a_new_allocation_is_no_new_allowance() {
+        let (alice, bob) = (Arc::from("alice"), Arc::from("bob"));
+        let quotas = Quotas::new(Limits { bytes_per_second: 100_000, ..Limits::default() });
+        let start = now();
+        let take = |agent, port| quotas.take(agent, 0, client(port), start).unwrap();
+        let (first, other) = (take(&alice, 1), take(&bob, 2));
+        assert_eq!((passed(&first, 0), passed(&other, 0)), (100, 100));
+        drop(first);
+        let second = take(&alice, 3);
+        assert_eq!(passed(&second, 0), 0);
+        assert_eq!(passed(&second, 500_000), 50);
+        assert_eq!(passed(&take(&alice, 4), 500_000), 0, "two share it");
+        drop((second, other));
+        let later = start + Duration::from_secs(60);
+        assert_eq!(passed(&quotas.take(&alice, 0, client(5), later).unwrap(), 60_000_000), 100);
+    }
+
+    #[test]
+    fn agents_that_left_are_forgotten_once_they_are_at_rest_or_too_many() {
+        let quotas = Quotas::new(Limits { bytes_per_second: 1, ..Limits::default() });
+        let start = now();
+        for agent in 0..2 * REMEMBERED {
+            // Twice, so that it leaves twice.
+            for _ in 0..2 {
+                let seat = quotas.take(&agent.to_string().into(), 0, client(1), start).unwrap();
+                seat.tenure().takes(Direction::ToPeer, 65_000, 0);
+            }
+        }
+        assert_eq!(quotas.held().by_agent.len(), REMEMBERED);
+        let week = start + Duration::from_secs(7 * 86_400);
+        let seat = quotas.take(&"last".into(), 0, client(1), week).unwrap();
+        assert_eq!(quotas.held().by_agent.len(), 1);
+        assert!(quotas.held().left.is_empty());
+        drop(seat);
     }
 }

@@ -9,7 +9,7 @@ use halfway::{
         RelayAddress,
         nonce::Nonces,
         policy::{DeniedPeers, LivePorts, Policy},
-        quota::Quotas,
+        quota::{Limits, Quotas},
         strangers::Strangers,
     },
 };
@@ -34,7 +34,7 @@ pub fn relay(listen: &str, shards: usize, ports: RangeInclusive<u16>) -> Relay {
         shards,
         ports,
         policy,
-        quotas: Quotas::new(16, 0),
+        quotas: Quotas::new(Limits { per_agent: 16, ..Limits::default() }),
         // All clients of all tests come from one address.
         strangers: Strangers::new(0),
         realm: "halfway".to_owned(),

@@ -4,7 +4,11 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use halfway::{
     clock::{self, Now},
-    turn::{FiveTuple, Transport, quota::Quotas, server::Effect},
+    turn::{
+        FiveTuple, Transport,
+        quota::{Limits, Quotas},
+        server::Effect,
+    },
 };
 
 use super::{
@@ -249,7 +253,7 @@ fn at_the_quota_the_longest_idle_allocation_makes_room() {
 #[test]
 fn the_longest_idle_allocation_makes_room_in_another_shard_too() {
     let world = World::default();
-    let quotas = Quotas::new(1, 0);
+    let quotas = Quotas::new(Limits { per_agent: 1, ..Limits::default() });
     let mut shards = [0, 1].map(|shard| world.shard(shard, quotas.clone()));
     let start = Now { wall: UNIX_EPOCH + Duration::from_secs(START), ..clock::now() };
     for (shard, at) in [(0, 0), (1, 31)] {

@@ -2,6 +2,7 @@
 
 mod allocate;
 mod auth;
+mod bandwidth;
 mod channel_bind;
 pub mod client;
 mod create_permission;

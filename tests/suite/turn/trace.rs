@@ -29,7 +29,7 @@ use halfway::{
         indication::{self, HEADROOM},
         nonce::Nonces,
         policy::{DeniedPeers, LivePorts, Policy},
-        quota::Quotas,
+        quota::{Limits, Quotas},
         server::{Effect, Server, Setup},
         strangers::Strangers,
     },
@@ -51,6 +51,7 @@ pub const ALLOCATED: &str = "0s alice > Allocate
 pub struct World {
     pub per_agent: u32,
     pub total: u32,
+    pub bytes_per_second: u32,
     pub unauthenticated: u32,
     pub ports: std::ops::RangeInclusive<u16>,
     pub v4: bool,
@@ -68,6 +69,7 @@ impl Default for World {
         Self {
             per_agent: 16,
             total: 0,
+            bytes_per_second: 0,
             unauthenticated: 100,
             ports: 49152..=49155,
             v4: true,
@@ -103,7 +105,8 @@ impl World {
 
     /// A server with its reserve bound, lowest port first.
     pub fn server(&self) -> Server {
-        self.shard(0, Quotas::new(self.per_agent, self.total))
+        let Self { per_agent, total, bytes_per_second, .. } = *self;
+        self.shard(0, Quotas::new(Limits { per_agent, total, bytes_per_second }))
     }
 
     fn relays(&self) -> u8 {
