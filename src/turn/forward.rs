@@ -208,6 +208,7 @@ impl Route {
         self.to_peers.add(len);
         counters.to_peers.add(len);
         self.tenure.touch(tick);
+        self.tenure.hear(tick);
         Some(ToPeer { relay, to })
     }
 

@@ -21,6 +21,9 @@ pub const SECOND: u64 = 1_000_000;
 /// An agent at its quota loses an allocation that has been idle for so many ticks rather than be refused a new one: many
 /// clients vanish without a Refresh of 0.
 const IDLE: u64 = 30 * SECOND;
+/// One whose client has not been heard for so long, while the same agent asks from another port of the same address, is
+/// taken to be that client's own: its NAT has moved it.
+const MOVED: u64 = 5 * SECOND;
 /// Agents without an allocation whose allowance is remembered until it is whole again.
 const REMEMBERED: usize = 4_096;
 
@@ -71,16 +74,29 @@ pub struct Tenure {
     pub shard: usize,
     /// Its client.
     pub client: FiveTuple,
-    /// The tick of the last packet or Refresh.
+    /// The tick of the last packet, either way, or Refresh.
     active: AtomicU64,
+    /// The tick of the last authentic request or packet of the client's.
+    heard: AtomicU64,
     /// What its agent may still relay; `None` is unlimited.
     allowance: Option<Arc<Allowance>>,
 }
 
 impl Tenure {
-    /// A packet or a Refresh was seen.
+    /// A packet to or from a peer, or a Refresh, was seen.
     pub fn touch(&self, tick: u64) {
         self.active.store(tick, Relaxed);
+    }
+
+    /// The client itself was heard.
+    pub fn hear(&self, tick: u64) {
+        self.heard.store(tick, Relaxed);
+    }
+
+    /// Whether `other`, who asks for one more, could be this one's client behind a NAT that gave it another port.
+    fn may_have_moved_to(&self, other: &FiveTuple) -> bool {
+        let place = |at: &FiveTuple| (at.client.ip().to_canonical(), at.transport);
+        place(&self.client) == place(other) && self.client.client.port() != other.client.port()
     }
 
     /// Takes a packet of `len` bytes from what its agent may relay, or says that there is not so much.
@@ -123,22 +139,34 @@ impl Quotas {
         };
         let owner = held.by_agent.entry(Arc::clone(agent)).or_insert_with(newcomer);
         let allowance = owner.allowance.clone();
-        let tenure = Arc::new(Tenure { shard, client, active: AtomicU64::new(tick), allowance });
+        let tenure = Arc::new(Tenure {
+            shard,
+            client,
+            active: AtomicU64::new(tick),
+            heard: AtomicU64::new(tick),
+            allowance,
+        });
         owner.tenures.push(Arc::clone(&tenure));
         drop(held);
         Some(Seat { quotas: self.clone(), agent: Arc::clone(agent), tenure })
     }
 
-    /// Takes back the seat of the allocation of `agent` that has been idle longest, if one has been idle long enough.
-    /// Its shard has to end it.
+    /// Takes back the seat of an allocation of `agent`, who asks for another from `client`: of those that this client
+    /// left behind the one that has been silent longest, else of all the one that has been idle longest; if it has been
+    /// so long enough. Its shard has to end it.
     #[must_use]
-    pub fn reclaim_idle(&self, agent: &str, now: Instant) -> Option<Arc<Tenure>> {
+    pub fn reclaim(&self, agent: &str, client: &FiveTuple, now: Instant) -> Option<Arc<Tenure>> {
         let tick = self.tick(now);
         let mut held = self.held();
         let own = &held.by_agent.get(agent)?.tenures;
-        let longest = own.iter().min_by_key(|tenure| tenure.active.load(Relaxed))?;
-        let idle = tick.saturating_sub(longest.active.load(Relaxed)) >= IDLE;
-        let longest = idle.then(|| Arc::clone(longest))?;
+        let before = |then: &AtomicU64, ticks| tick.saturating_sub(then.load(Relaxed)) >= ticks;
+        let left_behind = own.iter().filter(|tenure| tenure.may_have_moved_to(client));
+        let silent = left_behind.min_by_key(|tenure| tenure.heard.load(Relaxed));
+        let idle = own.iter().min_by_key(|tenure| tenure.active.load(Relaxed));
+        let longest = silent
+            .filter(|tenure| before(&tenure.heard, MOVED))
+            .or_else(|| idle.filter(|tenure| before(&tenure.active, IDLE)))
+            .map(Arc::clone)?;
         held.give_back(agent, &longest);
         Some(longest)
     }
@@ -279,9 +307,10 @@ mod tests {
         let at = |seconds| start + Duration::from_secs(seconds);
         let old = quotas.take(&alice, 0, client(1), at(0)).unwrap();
         let new = quotas.take(&alice, 1, client(2), at(10)).unwrap();
-        assert!(quotas.reclaim_idle("alice", at(29)).is_none());
+        let elsewhere = FiveTuple { client: ([9, 9, 9, 9], 1).into(), ..client(1) };
+        assert!(quotas.reclaim("alice", &elsewhere, at(29)).is_none());
         old.tenure().touch(quotas.tick(at(20)));
-        let idle = quotas.reclaim_idle("alice", at(45)).unwrap();
+        let idle = quotas.reclaim("alice", &elsewhere, at(45)).unwrap();
         assert_eq!((idle.shard, idle.client), (1, client(2)));
         assert_eq!(quotas.held_in_total(), 1);
         drop(new);

@@ -295,16 +295,21 @@ impl Server {
 
 /// What the methods do to allocations.
 impl Server {
-    /// The caller's own allocation on this five-tuple.
+    /// The caller's own allocation on this five-tuple; it has been heard of.
     pub(super) fn allocation_of(
         &self,
+        now: Now,
         request: &Request<'_>,
         caller: &Caller,
     ) -> Result<AllocationId, Refusal> {
         let id = self.forward.allocation_of(&request.from).ok_or(Refusal::AllocationMismatch)?;
         // Credentials rotate: another expiry of the same agent is the same user.
-        let owned = self.allocations[&id].agent() == caller.agent();
-        if owned { Ok(id) } else { Err(Refusal::WrongCredentials) }
+        let allocation = &self.allocations[&id];
+        if allocation.agent() != caller.agent() {
+            return Err(Refusal::WrongCredentials);
+        }
+        allocation.seat.tenure().hear(self.quotas.tick(now.mono));
+        Ok(id)
     }
 
     /// Opens an allocation on ports that were taken from the reserve.
@@ -356,7 +361,7 @@ impl Server {
         self.effects.push_back(Effect::CloseRelay(relay));
     }
 
-    /// A seat for one more allocation of the caller: at the quota, that of the one which has been idle longest.
+    /// A seat for one more allocation of the caller: at the quota, that of one which is not needed any more.
     pub(super) fn take_seat(
         &mut self,
         agent: &Arc<str>,
@@ -366,7 +371,7 @@ impl Server {
         if let Some(seat) = self.quotas.take(agent, self.shard, from, now) {
             return Ok(seat);
         }
-        let idle = self.quotas.reclaim_idle(agent, now).ok_or(Refusal::AllocationQuotaReached)?;
+        let idle = self.quotas.reclaim(agent, &from, now).ok_or(Refusal::AllocationQuotaReached)?;
         if idle.shard == self.shard {
             self.reclaim(&idle, now);
         } else {

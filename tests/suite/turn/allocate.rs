@@ -13,7 +13,7 @@ use halfway::{
 
 use super::{
     client::Client,
-    trace::{START, World, check},
+    trace::{ALLOCATED, START, World, check},
 };
 
 #[test]
@@ -234,19 +234,19 @@ fn at_the_quota_the_longest_idle_allocation_makes_room() {
          0s alice/1 > Allocate auth
          0s - take :49153
          0s alice/1 < Allocate ok relayed=5.5.5.5:49153 mapped=9.0.0.1:1001 lifetime=1200 signed
-         1s alice/2 > Allocate
-         1s alice/2 < Allocate 401 realm nonce
-         1s alice/2 > Allocate auth
-         1s alice/2 < Allocate 486 signed
+         1s bob > Allocate
+         1s bob < Allocate 401 realm nonce
+         1s bob > Allocate user=alice
+         1s bob < Allocate 486 signed
          20s alice > Refresh auth
          20s alice < Refresh ok lifetime=1200 signed
-         29s alice/2 > Allocate auth
-         29s alice/2 < Allocate 486 signed
-         30s alice/2 > Allocate auth
+         29s bob > Allocate user=alice
+         29s bob < Allocate 486 signed
+         30s bob > Allocate user=alice
          30s - close :49153
          30s - ended alice reclaimed 0B out 0B in
          30s - take :49154
-         30s alice/2 < Allocate ok relayed=5.5.5.5:49154 mapped=9.0.0.1:1002 lifetime=1200 signed",
+         30s bob < Allocate ok relayed=5.5.5.5:49154 mapped=9.0.0.2:1000 lifetime=1200 signed",
     );
 }
 
@@ -277,6 +277,52 @@ fn the_longest_idle_allocation_makes_room_in_another_shard_too() {
     shards[0].reclaim(idle, start.mono + Duration::from_secs(31));
     assert_eq!(shards[0].counters().allocations, 0);
     assert_eq!(quotas.held_in_total(), 1);
+}
+
+#[test]
+fn a_client_whose_nat_moved_its_port_does_not_meet_its_own_quota() {
+    let world = World { per_agent: 1, ..World::default() };
+    world.check(&format!(
+        "{ALLOCATED}
+         0s alice > ChannelBind auth peer=1.1.1.1:7 channel=4000
+         0s alice < ChannelBind ok signed
+         6s alice > ChannelData 0x4000 last-words
+         6s 1.1.1.1:7 < last-words from :49152
+         7s alice/1 > Allocate
+         7s alice/1 < Allocate 401 realm nonce
+         10s 1.1.1.1:7 > :49152 still-there?
+         10s alice < ChannelData 0x4000 still-there?
+         10s alice/1 > Allocate auth
+         10s alice/1 < Allocate 486 signed
+         11s alice/1 > Allocate auth
+         11s - close :49152
+         11s - ended alice reclaimed 10B out 12B in
+         11s - take :49153
+         11s alice/1 < Allocate ok relayed=5.5.5.5:49153 mapped=9.0.0.1:1001 lifetime=1200 signed
+         14s alice/1 > CreatePermission auth peer=1.1.1.1:7
+         14s alice/1 < CreatePermission ok signed
+         18s alice/2 > Allocate
+         18s alice/2 < Allocate 401 realm nonce
+         18s alice/2 > Allocate auth
+         18s alice/2 < Allocate 486 signed",
+    ));
+}
+
+#[test]
+fn who_asks_from_another_address_has_not_moved() {
+    let world = World { per_agent: 1, ..World::default() };
+    world.check(&format!(
+        "{ALLOCATED}
+         29s bob > Allocate user=alice
+         29s bob < Allocate 438 realm nonce
+         29s bob > Allocate user=alice
+         29s bob < Allocate 486 signed
+         30s bob > Allocate user=alice
+         30s - close :49152
+         30s - ended alice reclaimed 0B out 0B in
+         30s - take :49153
+         30s bob < Allocate ok relayed=5.5.5.5:49153 mapped=9.0.0.2:1000 lifetime=1200 signed",
+    ));
 }
 
 #[test]
