@@ -8,11 +8,7 @@ use stun_types::{
     prelude::{AttributeFromRaw, AttributeStaticType},
 };
 
-use super::{
-    FiveTuple,
-    nonce::{Freshness, Nonces},
-    refusal::Refusal,
-};
+use super::{FiveTuple, nonce::Nonces, refusal::Refusal};
 use crate::{
     clock::Now,
     credentials::turn_rest::{TurnSecrets, TurnUsername},
@@ -59,7 +55,7 @@ impl Auth {
     /// # Errors
     /// [`Refusal::Unauthorized`], [`Refusal::BadRequest`] or [`Refusal::StaleNonce`], each to be answered unsigned.
     pub fn authenticate(
-        &self,
+        &mut self,
         now: Now,
         from: &FiveTuple,
         message: &Message<'_>,
@@ -71,10 +67,8 @@ impl Auth {
         let username: Username = attribute(message)?;
         let realm: Realm = attribute(message)?;
         let nonce: Nonce = attribute(message)?;
-        match self.nonces.check(nonce.nonce(), now.unix(), from.client) {
-            Some(Freshness::Fresh) => {}
-            Some(Freshness::Old) if holds_allocation => {}
-            Some(Freshness::Old) | None => return Err(Refusal::StaleNonce),
+        if !self.nonces.accepts(nonce.nonce(), now.unix(), from.client, holds_allocation) {
+            return Err(Refusal::StaleNonce);
         }
         if realm.realm() != self.realm {
             return Err(Refusal::Unauthorized);
@@ -83,8 +77,9 @@ impl Auth {
     }
 
     /// A REALM and a NONCE for who has to try (again).
-    pub fn challenge(&self, now: Now, from: &FiveTuple) -> (&str, String) {
-        (&self.realm, self.nonces.mint(now.unix(), from.client))
+    pub fn challenge(&mut self, now: Now, from: &FiveTuple) -> (&str, String) {
+        let nonce = self.nonces.mint(now.unix(), from.client);
+        (&self.realm, nonce)
     }
 
     fn verify(&self, username: &str, message: &Message<'_>) -> Option<Caller> {

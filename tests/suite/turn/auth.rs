@@ -1,6 +1,6 @@
 //! Credentials and nonces on the wire (RFC 8489 §9.2).
 
-use super::trace::{World, check};
+use super::trace::{ALLOCATED, World, check};
 
 #[test]
 fn what_is_missing_is_a_bad_request_and_what_is_wrong_is_not_authorized() {
@@ -108,6 +108,22 @@ fn a_nonce_lives_an_hour_and_with_its_allocation() {
          4002s - take :49153
          4002s alice < Allocate ok relayed=5.5.5.5:49153 mapped=9.0.0.1:1000 lifetime=1200 signed",
     );
+}
+
+#[test]
+fn an_allocation_outlives_the_keys_of_its_nonce() {
+    let mut trace = String::from(ALLOCATED);
+    // Two days and more, in which the client never learns another nonce.
+    for time in (1..160).map(|number| number * 1_140) {
+        trace += &format!("{time}s alice > Refresh auth\n {time}s alice < Refresh ok lifetime=1200 signed\n");
+    }
+    trace += "182000s alice > Refresh auth nonce=stale
+        182000s alice < Refresh 438 realm nonce
+        182000s alice > Refresh auth
+        182000s alice < Refresh ok lifetime=1200 signed
+        182001s alice > ChannelBind auth peer=1.1.1.1:1 channel=4000
+        182001s alice < ChannelBind ok signed";
+    check(&trace);
 }
 
 #[test]
