@@ -54,7 +54,7 @@ impl Refusal {
         }
     }
 
-    /// The reason phrase: ASCII, short, since strangers are answered too.
+    /// The reason phrase: ASCII.
     #[must_use]
     pub fn reason(&self) -> &'static str {
         match self {

@@ -67,7 +67,9 @@ pub fn error(
 ) {
     let mut buffer = [0; LONGEST];
     let mut writer = Message::builder_error(request, MessageWriteMutSlice::new(&mut buffer));
-    add(&mut writer, &error_code(refusal));
+    // Strangers get an empty phrase, which RFC 8489 §14.8 leaves to us: their answers may hit somebody else.
+    let reason = if key.is_some() { refusal.reason() } else { "" };
+    add(&mut writer, &error_code(refusal, reason));
     if let Refusal::UnknownAttributes(unknown) = refusal {
         add(&mut writer, &UnknownAttributes::new(&unknown[..unknown.len().min(NAMED)]));
     }
@@ -89,12 +91,12 @@ fn add_allocated(writer: &mut MessageWriteMutSlice<'_>, allocated: &Allocated, t
             Family::V4 => AddressFamily::IPV4,
             Family::V6 => AddressFamily::IPV6,
         };
-        add(writer, &AddressErrorCode::new(family, error_code(why)));
+        add(writer, &AddressErrorCode::new(family, error_code(why, why.reason())));
     }
 }
 
-fn error_code(refusal: &Refusal) -> ErrorCode {
-    ErrorCode::new(refusal.code(), refusal.reason()).expect("every refusal has a code from 400 to 599")
+fn error_code(refusal: &Refusal, reason: &str) -> ErrorCode {
+    ErrorCode::new(refusal.code(), reason).expect("every refusal has a code from 400 to 599")
 }
 
 fn add(writer: &mut MessageWriteMutSlice<'_>, attribute: &dyn AttributeWrite) {

@@ -1,6 +1,19 @@
 //! What those get who have proved nothing: little, and not for ever.
 
-use super::trace::{ALLOCATED, World};
+use std::time::{Duration, UNIX_EPOCH};
+
+use halfway::{
+    clock::{self, Now},
+    turn::{
+        FiveTuple, Transport,
+        demux::{Datagram, sort},
+    },
+};
+
+use super::{
+    client::Client,
+    trace::{ALLOCATED, START, World},
+};
 
 /// Two answers a second, 20 at once. All the names live in one /24.
 fn strict() -> World {
@@ -63,4 +76,64 @@ fn who_holds_an_allocation_is_no_stranger_and_who_proves_a_key_needs_no_budget()
 fn zero_is_unlimited() {
     let world = World { unauthenticated: 0, ..World::default() };
     world.check(&answered(0, "alice", 2_000, "Binding", "Binding ok mapped=9.0.0.1:1000"));
+}
+
+/// What is sent, in words for [`Client::say`], and what `docs/operating.md` calls it.
+const PACKETS: [(&str, &str); 17] = [
+    ("Binding", "Binding"),
+    ("Binding fp", "Binding with FINGERPRINT"),
+    ("Binding ipv6", "Binding over IPv6"),
+    ("Binding unknown=0003", "Binding with an attribute that we do not know (420)"),
+    ("Allocate no-transport", "Allocate, bare (401)"),
+    ("Allocate", "Allocate, as clients begin (401)"),
+    ("Allocate fp", "the same with FINGERPRINT (401)"),
+    ("Allocate auth garbled", "Allocate with a garbled MESSAGE-INTEGRITY (401)"),
+    ("Allocate auth nonce=forged", "Allocate with a forged NONCE (438)"),
+    ("Allocate auth without=nonce", "Allocate without NONCE (400)"),
+    ("Refresh", "Refresh (401)"),
+    ("CreatePermission peer=1.1.1.1:7", "CreatePermission (401)"),
+    ("ChannelBind peer=1.1.1.1:7 channel=4000", "ChannelBind (401)"),
+    ("Connect", "a method that we do not know"),
+    ("Send peer=1.1.1.1:7 hello", "Send"),
+    ("ChannelData 0x4000 hello", "ChannelData"),
+    ("raw c0ffee", "anything else"),
+];
+
+#[test]
+fn the_operators_table_of_what_strangers_get_is_true() {
+    let rows = PACKETS.map(|(words, name)| {
+        let (sent, answer) = stranger_says(words);
+        format!("| {name} | {sent} | {answer} | {:.1} |", answer as f64 / sent as f64)
+    });
+    let path = format!("{}/docs/operating.md", env!("CARGO_MANIFEST_DIR"));
+    let docs = std::fs::read_to_string(path).unwrap();
+    let table = docs.split("| packet | bytes in | bytes out | factor |\n|---|---|---|---|\n").nth(1).unwrap();
+    let said: Vec<_> = table.lines().take_while(|line| line.starts_with('|')).collect();
+    assert!(said == rows, "docs/operating.md should say:\n{}", rows.join("\n"));
+}
+
+/// Bytes of what a stranger says, and of what it gets.
+fn stranger_says(words: &str) -> (usize, usize) {
+    let now = Now { wall: UNIX_EPOCH + Duration::from_secs(START), ..clock::now() };
+    let mut server = World::default().server();
+    let mut client = Client::default();
+    let from = FiveTuple {
+        client: if words.contains("ipv6") { "[2606::1]:1000" } else { "9.0.0.1:1000" }.parse().unwrap(),
+        server: "5.5.5.5:3478".parse().unwrap(),
+        transport: Transport::Udp,
+    };
+    let mut reply = Vec::new();
+    server.handle_request(now, from, &client.say("Allocate", "alice"), &mut reply);
+    client.hear(&reply, &[]);
+    reply.clear();
+    let bytes = client.say(words, "alice");
+    match sort(&bytes) {
+        Datagram::Stun(message) => server.handle_request(now, from, message, &mut reply),
+        Datagram::Send(message) => assert_eq!(server.send(&from, message), None),
+        Datagram::ChannelData(channel, payload) => {
+            assert_eq!(server.to_peer(&from, channel, payload.len()), None);
+        }
+        Datagram::Unknown => {}
+    }
+    (bytes.len(), reply.len())
 }

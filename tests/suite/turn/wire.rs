@@ -87,18 +87,6 @@ fn seven_allocates_in_a_row_get_seven_identical_answers() {
 }
 
 #[test]
-fn strangers_get_little() {
-    let now = Now { wall: UNIX_EPOCH + Duration::from_secs(START), ..clock::now() };
-    let mut client = Client::default();
-    for (text, request, answer) in [("Binding", 20, 32), ("Allocate", 28, 76), ("Refresh", 20, 76)] {
-        let bytes = client.say(text, "alice");
-        let mut reply = Vec::new();
-        World::default().server().handle_request(now, alice(), &bytes, &mut reply);
-        assert_eq!((bytes.len(), reply.len()), (request, answer), "{text}");
-    }
-}
-
-#[test]
 fn padding_is_zero_in_data_indications() {
     for length in 0..=8 {
         let mut buffer = vec![0xaa; HEADROOM + length + 3];
