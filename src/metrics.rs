@@ -11,6 +11,7 @@ use crate::{
     door, http,
     signaling::{hub, refusal},
     turn::{
+        Transport,
         counters::{Counters, Dropped, Traffic},
         refusal::CODES,
     },
@@ -36,7 +37,18 @@ struct Numbers(Registry);
 
 impl Numbers {
     fn relay(&mut self, relay: &Counters) {
-        self.now("allocations", "TURN allocations alive", relay.allocations);
+        let streams = relay.allocations_on_streams;
+        let allocations =
+            [(Transport::Udp.name(), relay.allocations - streams), (Transport::Tcp.name(), streams)];
+        self.nows(
+            "allocations",
+            "TURN allocations alive, by the client's transport",
+            "transport",
+            allocations,
+        );
+        let ports = [("free", relay.ports.free), ("bound", relay.ports.bound), ("live", relay.ports.live)];
+        self.nows("relay_ports", "ports of relayed addresses; bound: ahead of demand", "state", ports);
+        self.now("deadlines", "allocations' deadlines that wait for their time", relay.deadlines);
         self.count("allocations_made", "TURN allocations ever made", relay.allocations_made);
         self.count("bindings", "STUN Binding requests answered", relay.bindings);
         let streams = ["tcp", "tls"].into_iter().zip(relay.streams);
@@ -131,7 +143,7 @@ impl Numbers {
 mod tests {
     use super::page;
     use crate::turn::{
-        counters::{Counters, Dropped, Traffic},
+        counters::{Counters, Dropped, PortCounts, Traffic},
         refusal::Refusal,
     };
     use crate::{door, http, signaling::hub};
@@ -140,6 +152,9 @@ mod tests {
     fn every_number_is_on_the_page() {
         let mut relay = Counters {
             allocations: 11,
+            allocations_on_streams: 4,
+            ports: PortCounts { free: 34, bound: 35, live: 36 },
+            deadlines: 37,
             allocations_made: 12,
             streams: [32, 33],
             bindings: 13,
@@ -164,7 +179,12 @@ mod tests {
         http.signaling.errors[0] = 30;
         let page = page(&relay, &door, &http);
         for line in [
-            "halfway_allocations 11",
+            "halfway_allocations{transport=\"udp\"} 7",
+            "halfway_allocations{transport=\"tcp\"} 4",
+            "halfway_relay_ports{state=\"free\"} 34",
+            "halfway_relay_ports{state=\"bound\"} 35",
+            "halfway_relay_ports{state=\"live\"} 36",
+            "halfway_deadlines 37",
             "halfway_allocations_made_total 12",
             "halfway_bindings_total 13",
             "halfway_relayed_packets_total{direction=\"to_peer\"} 14",

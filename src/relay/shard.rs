@@ -502,9 +502,13 @@ fn relay_port(number: u64) -> RelayPort {
 fn log_ended(ended: &crate::turn::allocation::Ended) {
     tracing::info!(
         agent = ?ended.agent,
+        transport = ended.client.transport.name(),
+        family = if ended.client.client.ip().to_canonical().is_ipv4() { "ipv4" } else { "ipv6" },
         relayed = ?ended.relayed,
         seconds = ended.lived.as_secs(),
+        packets_to_peers = ended.to_peers.packets,
         bytes_to_peers = ended.to_peers.bytes,
+        packets_to_client = ended.to_clients.packets,
         bytes_to_client = ended.to_clients.bytes,
         why = ended.why.name(),
         "allocation ended"

@@ -7,6 +7,12 @@ use super::refusal::{CODES, Refusal};
 pub struct Counters {
     /// Allocations alive now.
     pub allocations: u64,
+    /// Of these, the ones whose client is on TCP or TLS.
+    pub allocations_on_streams: u64,
+    /// Ports of relayed addresses.
+    pub ports: PortCounts,
+    /// Deadlines that wait for their time.
+    pub deadlines: u64,
     /// Relay clients on TCP without TLS, and with it.
     pub streams: [u64; 2],
     /// Allocations ever made.
@@ -21,6 +27,25 @@ pub struct Counters {
     pub refusals: [u64; CODES.len()],
     /// Packets dropped, in the order of [`Dropped::ALL`].
     pub drops: [u64; Dropped::ALL.len()],
+}
+
+/// Ports of relayed addresses, of all families together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortCounts {
+    /// Not bound by us.
+    pub free: u64,
+    /// Bound ahead of demand.
+    pub bound: u64,
+    /// Held by an allocation.
+    pub live: u64,
+}
+
+impl std::ops::AddAssign for PortCounts {
+    fn add_assign(&mut self, other: Self) {
+        self.free += other.free;
+        self.bound += other.bound;
+        self.live += other.live;
+    }
 }
 
 /// Relayed payload, without any header.
@@ -60,6 +85,8 @@ pub enum Dropped {
     NoPermission,
     /// To a peer that policy denies.
     Denied,
+    /// From a peer, and longer as a Data indication than clients on streams can read.
+    TooLarge,
     /// Over what its agent may relay in a second.
     Bandwidth,
     /// An answer to a stranger, whose source prefix has had its share.
@@ -70,12 +97,13 @@ pub enum Dropped {
 
 impl Dropped {
     /// All reasons, in the order of [`Counters::drops`].
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Malformed,
         Self::NoAllocation,
         Self::NoChannel,
         Self::NoPermission,
         Self::Denied,
+        Self::TooLarge,
         Self::Bandwidth,
         Self::Budget,
         Self::Unsendable,
@@ -90,6 +118,7 @@ impl Dropped {
             Self::NoChannel => "no_channel",
             Self::NoPermission => "no_permission",
             Self::Denied => "denied",
+            Self::TooLarge => "too_large",
             Self::Bandwidth => "bandwidth",
             Self::Budget => "budget",
             Self::Unsendable => "unsendable",
@@ -113,6 +142,9 @@ impl Counters {
 impl std::ops::AddAssign<&Self> for Counters {
     fn add_assign(&mut self, other: &Self) {
         self.allocations += other.allocations;
+        self.allocations_on_streams += other.allocations_on_streams;
+        self.ports += other.ports;
+        self.deadlines += other.deadlines;
         self.streams.iter_mut().zip(other.streams).for_each(|(sum, more)| *sum += more);
         self.allocations_made += other.allocations_made;
         self.bindings += other.bindings;

@@ -36,6 +36,17 @@ pub enum Transport {
     Tcp,
 }
 
+impl Transport {
+    /// The name in metrics and logs.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
 /// Who talks to us, where, and over what: the identity of an allocation (RFC 8656 §3.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FiveTuple {

@@ -4,6 +4,8 @@
 
 use std::collections::VecDeque;
 
+use super::counters::PortCounts;
+
 /// How many ports are kept bound ahead of demand. A batch of requests is smaller than that.
 pub const RESERVE: usize = 96;
 
@@ -67,6 +69,13 @@ impl Ports {
     pub fn give_back(&mut self, port: u16) {
         self.live -= 1;
         self.free.push(port);
+    }
+
+    /// How many are in which state.
+    #[must_use]
+    pub fn count(&self) -> PortCounts {
+        let free = self.free.len() + self.binding;
+        PortCounts { free: free as u64, bound: self.reserve.len() as u64, live: self.live as u64 }
     }
 
     /// Ports that no allocation holds, bound or not.

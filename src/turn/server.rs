@@ -11,11 +11,11 @@ use stun_types::message::{BINDING, Message, MessageClass};
 use turn_types::message::{ALLOCATE, CHANNEL_BIND, CREATE_PERMISSION, REFRESH};
 
 use super::{
-    AllocationId, Channel, Family, FiveTuple, RelayPort,
+    AllocationId, Channel, Family, FiveTuple, RelayPort, Transport,
     allocation::{Allocation, Ended, Why},
     answers::Answers,
     auth::{Auth, Caller},
-    counters::{Counters, Dropped},
+    counters::{Counters, Dropped, PortCounts},
     forward::{Forward, ToClient, ToPeer},
     indication, method,
     policy::Policy,
@@ -217,7 +217,10 @@ impl Server {
     /// The counts since the start.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        Counters { allocations: self.allocations.len() as u64, ..self.counters }
+        let mut ports = PortCounts::default();
+        self.ports.iter().for_each(|of_relay| ports += of_relay.count());
+        let allocations = self.allocations.len() as u64;
+        Counters { allocations, ports, deadlines: self.timers.len() as u64, ..self.counters }
     }
 }
 
@@ -318,9 +321,11 @@ impl Server {
             self.policy.live.insert(*relay);
             self.effects.push_back(Effect::TakeRelay(*relay));
         }
+        let on_stream = allocation.seat.tenure().client.transport == Transport::Tcp;
         let id = self.forward.open(relayed, Arc::clone(allocation.seat.tenure()));
         self.allocations.insert(id, allocation);
         self.counters.allocations_made += 1;
+        self.counters.allocations_on_streams += u64::from(on_stream);
         self.rearm(id);
     }
 
@@ -330,6 +335,7 @@ impl Server {
         let allocation =
             self.allocations.remove(&id).expect("the table and this map hold the same allocations");
         self.timers.set(id, allocation.armed, None);
+        self.counters.allocations_on_streams -= u64::from(closed.client.transport == Transport::Tcp);
         closed.relayed.into_iter().for_each(|relay| self.give_back(relay));
         self.effects.push_back(Effect::Ended(Ended {
             agent: Arc::clone(allocation.agent()),

@@ -16,6 +16,11 @@ impl Timers {
         self.order.first().map(|(at, _)| *at)
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.order.len()
+    }
+
     /// Takes the earliest deadline if it is due.
     pub fn due(&mut self, now: Instant) -> Option<AllocationId> {
         self.next().filter(|at| *at <= now)?;

@@ -120,14 +120,19 @@ fn run(steps: &[Step]) {
             let ports = server.ports(relay);
             assert_eq!((ports.live(), ports.free()), (live, PORTS.len() - live));
         }
-        let allocations = server.counters().allocations;
-        assert_eq!(server.counters().allocations_made - ended, allocations);
+        let counters = server.counters();
+        let allocations = counters.allocations;
+        assert_eq!((counters.allocations_made - ended, counters.deadlines), (allocations, allocations));
+        assert_eq!(counters.ports.live as usize, live[0] + live[1]);
+        assert!(counters.allocations_on_streams <= allocations);
         assert_eq!(server.quotas().held_in_total() as u64, allocations, "one seat, however many families");
         assert!(allocations <= 8, "the total");
     }
     now = now + Duration::from_secs(3_601);
     server.handle_timeout(now);
     assert_eq!(server.quotas().held_in_total(), 0, "all seats are given back");
+    let counters = server.counters();
+    assert_eq!((counters.allocations_on_streams, counters.ports.live, counters.deadlines), (0, 0, 0));
     for relay in 0..2 {
         assert_eq!((server.ports(relay).live(), server.ports(relay).free()), (0, PORTS.len()));
     }
@@ -139,7 +144,7 @@ fn feed(server: &mut halfway::turn::server::Server, now: Now, who: usize, bytes:
     let from = FiveTuple {
         client: format!("9.0.0.{}:{}", who / EACH + 1, 1_000 + who % EACH).parse().unwrap(),
         server: "5.5.5.5:3478".parse().unwrap(),
-        transport: Transport::Udp,
+        transport: if who.is_multiple_of(2) { Transport::Udp } else { Transport::Tcp },
     };
     let mut reply = Vec::new();
     match sort(bytes) {

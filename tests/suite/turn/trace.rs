@@ -62,6 +62,8 @@ pub struct World {
     pub secrets: Vec<&'static str>,
     /// The local address that 5.5.5.5 is the public one of.
     pub bound: &'static str,
+    /// What all clients speak over.
+    pub transport: Transport,
 }
 
 impl Default for World {
@@ -79,6 +81,7 @@ impl Default for World {
             denied: DeniedPeers::Refuse,
             secrets: vec![SECRET],
             bound: "5.5.5.5",
+            transport: Transport::Udp,
         }
     }
 }
@@ -170,6 +173,7 @@ struct Stage {
     lines: Vec<String>,
     counted: Counters,
     secrets: Vec<&'static str>,
+    transport: Transport,
 }
 
 impl Stage {
@@ -184,6 +188,7 @@ impl Stage {
             lines: Vec::new(),
             counted: Counters::default(),
             secrets: world.secrets.clone(),
+            transport: world.transport,
         }
     }
 
@@ -222,7 +227,7 @@ impl Stage {
     fn client_sends(&mut self, who: &str, what: &str) {
         let user = who.split('/').next().unwrap();
         let bytes = self.clients.entry(who.to_owned()).or_default().say(what, user);
-        let from = five_tuple(who);
+        let from = five_tuple(who, self.transport);
         match demux::sort(&bytes) {
             demux::Datagram::ChannelData(channel, payload) => {
                 let to = self.server.to_peer(&from, channel, payload.len());
@@ -326,19 +331,20 @@ impl Stage {
 }
 
 /// Alice is at 9.0.0.1:1000 and so on by name; `alice/2` is another of her ports.
-fn five_tuple(who: &str) -> FiveTuple {
+fn five_tuple(who: &str, transport: Transport) -> FiveTuple {
     let (name, port) = who.split_once('/').unwrap_or((who, "0"));
     let host =
         NAMES.iter().position(|known| *known == name).unwrap_or_else(|| panic!("nobody is called {name}"));
     FiveTuple {
         client: format!("9.0.0.{}:{}", host + 1, 1_000 + port.parse::<u16>().unwrap()).parse().unwrap(),
         server: "5.5.5.5:3478".parse().unwrap(),
-        transport: Transport::Udp,
+        transport,
     }
 }
 
 fn name_of(client: &FiveTuple) -> String {
-    let name = |host| NAMES.iter().find(|name| five_tuple(name).client.ip() == host).unwrap();
+    let name =
+        |host| NAMES.iter().find(|name| five_tuple(name, client.transport).client.ip() == host).unwrap();
     match client.client.port() - 1_000 {
         0 => (*name(client.client.ip())).to_owned(),
         port => format!("{}/{port}", name(client.client.ip())),
