@@ -13,9 +13,10 @@ use std::{
 use slab::Slab;
 
 use super::{
-    AllocationId, Channel, Family, FiveTuple, PeerAddr, RelayPort,
+    AllocationId, Channel, Family, FiveTuple, PeerAddr, RelayPort, Transport,
     bandwidth::Direction,
     counters::{Counters, Dropped, Traffic},
+    indication::{self, LONGEST_ON_STREAM},
     policy::{Policy, Reach},
     quota::Tenure,
 };
@@ -54,6 +55,16 @@ pub enum Wrap {
     Channel(Channel),
     /// As a Data indication from that peer.
     Indication(PeerAddr),
+}
+
+impl Wrap {
+    /// ChannelData may be of any length: clients ask for channels, and know.
+    fn is_too_long_for_streams(self, payload: usize) -> bool {
+        match self {
+            Self::Channel(_) => false,
+            Self::Indication(peer) => indication::data_length(peer, payload) > LONGEST_ON_STREAM,
+        }
+    }
 }
 
 /// Why a permission or a channel could not be written.
@@ -162,6 +173,9 @@ impl Forward {
                 None => return drop_for(counters, Dropped::NoPermission),
             },
         };
+        if route.client.transport == Transport::Tcp && wrap.is_too_long_for_streams(len) {
+            return drop_for(counters, Dropped::TooLarge);
+        }
         if !route.tenure.takes(Direction::ToClient, len, self.tick) {
             return drop_for(counters, Dropped::Bandwidth);
         }

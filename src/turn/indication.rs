@@ -7,6 +7,9 @@ use super::{PeerAddr, demux::SEND_INDICATION};
 /// Room that a Data indication may need before the payload: header, XOR-PEER-ADDRESS for IPv6, DATA's own header.
 pub const HEADROOM: usize = 20 + 24 + 4;
 
+/// The longest Data indication on a stream: Firefox reads no longer message there, and ends the connection.
+pub const LONGEST_ON_STREAM: usize = 2_048;
+
 const COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
 const HEADER: usize = 20;
 const DATA_INDICATION: [u8; 2] = [0x00, 0x17];
@@ -67,6 +70,20 @@ fn xor<const N: usize>(address: &[u8], header: &[u8; HEADER]) -> Option<[u8; N]>
     Some(octets)
 }
 
+/// Bytes of a Data indication from `peer` with `length` bytes of payload.
+#[must_use]
+pub fn data_length(peer: PeerAddr, length: usize) -> usize {
+    overhead(peer) + length.next_multiple_of(4)
+}
+
+fn overhead(peer: PeerAddr) -> usize {
+    HEADER + 4 + address_length(peer) + 4
+}
+
+fn address_length(peer: PeerAddr) -> usize {
+    if peer.0.is_ipv4() { 8 } else { 20 }
+}
+
 /// Puts the head of a Data indication before a payload of `length` bytes that starts at `payload` in `buffer`, and
 /// zero padding behind it. Gives where the whole message starts and ends. `transaction` should differ from message to
 /// message.
@@ -80,8 +97,8 @@ pub fn write_data(
     peer: PeerAddr,
     transaction: [u8; 12],
 ) -> std::ops::Range<usize> {
-    let address = if peer.0.is_ipv4() { 8 } else { 20 };
-    let start = payload - 4 - address - 4 - HEADER;
+    let address = address_length(peer);
+    let start = payload - overhead(peer);
     let end = payload + length.next_multiple_of(4);
     buffer[payload + length..end].fill(0);
 

@@ -1,6 +1,8 @@
 //! Send and Data indications, and bytes that are nothing.
 
-use super::trace::{World, check};
+use halfway::turn::Transport;
+
+use super::trace::{DUAL, World, check};
 
 const PERMITTED: &str = "0s alice > Allocate
     0s alice < Allocate 401 realm nonce
@@ -81,4 +83,57 @@ fn what_is_nothing_gets_no_answer() {
     ] {
         check(&format!("0s alice > raw {nothing}\n0s drop malformed"));
     }
+}
+
+#[test]
+fn a_session_without_channels_lasts_on_a_stream() {
+    // Firefox binds no channels, and renews its permission every four minutes.
+    let world = World { transport: Transport::Tcp, ..World::default() };
+    let payload = "z".repeat(1_200);
+    let mut trace = String::from(PERMITTED);
+    for time in (10..900).step_by(10) {
+        if time % 240 == 0 {
+            trace += &format!(
+                "{time}s alice > CreatePermission auth peer=1.1.1.1:7
+                 {time}s alice < CreatePermission ok signed\n"
+            );
+        }
+        trace += &format!(
+            "{time}s alice > Send peer=1.1.1.1:7 {payload}
+             {time}s 1.1.1.1:7 < {payload} from :49152
+             {time}s 1.1.1.1:7 > :49152 {payload}
+             {time}s alice < Data peer=1.1.1.1:7 {payload}\n"
+        );
+    }
+    world.check(&trace);
+}
+
+#[test]
+fn a_data_indication_on_a_stream_is_no_longer_than_firefox_reads() {
+    // 2,048 bytes with 36 of head for IPv4, 48 for IPv6; a channel may carry more, and so may UDP.
+    let [most, more] = [2_012, 2_013].map(|length| "z".repeat(length));
+    let [most6, more6] = [2_000, 2_001].map(|length| "z".repeat(length));
+    let world = World { transport: Transport::Tcp, v6: true, ..World::default() };
+    world.check(&format!(
+        "{DUAL}
+         0s alice > CreatePermission auth peer=1.1.1.1:7 peer=[2606::1]:7
+         0s alice < CreatePermission ok signed
+         1s 1.1.1.1:7 > :49152 {most}
+         1s alice < Data peer=1.1.1.1:7 {most}
+         1s 1.1.1.1:7 > :49152 {more}
+         1s drop too_large
+         1s [2606::1]:7 > :49152 {most6}
+         1s alice < Data peer=[2606::1]:7 {most6}
+         1s [2606::1]:7 > :49152 {more6}
+         1s drop too_large
+         2s alice > ChannelBind auth peer=1.1.1.1:7 channel=4000
+         2s alice < ChannelBind ok signed
+         2s 1.1.1.1:7 > :49152 {more}
+         2s alice < ChannelData 0x4000 {more}",
+    ));
+    check(&format!(
+        "{PERMITTED}
+         1s 1.1.1.1:7 > :49152 {more}
+         1s alice < Data peer=1.1.1.1:7 {more}",
+    ));
 }

@@ -1,13 +1,6 @@
 //! Allocations with a relayed address of each family (RFC 8656 §7.2, §8.2).
 
-use super::trace::{World, check};
-
-const DUAL: &str = "0s alice > Allocate
-    0s alice < Allocate 401 realm nonce
-    0s alice > Allocate auth additional=2
-    0s - take :49152
-    0s - take :49152
-    0s alice < Allocate ok relayed=5.5.5.5:49152 relayed=[2a00::5]:49152 mapped=9.0.0.1:1000 lifetime=1200 signed\n";
+use super::trace::{DUAL, World, check};
 
 fn both() -> World {
     World { v6: true, ..World::default() }

@@ -47,6 +47,14 @@ pub const ALLOCATED: &str = "0s alice > Allocate
     0s - take :49152
     0s alice < Allocate ok relayed=5.5.5.5:49152 mapped=9.0.0.1:1000 lifetime=1200 signed\n";
 
+/// How those with an IPv6 address begin that want both families.
+pub const DUAL: &str = "0s alice > Allocate
+    0s alice < Allocate 401 realm nonce
+    0s alice > Allocate auth additional=2
+    0s - take :49152
+    0s - take :49152
+    0s alice < Allocate ok relayed=5.5.5.5:49152 relayed=[2a00::5]:49152 mapped=9.0.0.1:1000 lifetime=1200 signed\n";
+
 /// What a test may want different.
 pub struct World {
     pub per_agent: u32,
