@@ -401,3 +401,84 @@ fn fifty_clients_that_vanish_leave_room_for_fifty_more() {
     }
     world.check(&trace);
 }
+
+#[test]
+fn no_attribute_after_the_integrity_has_an_effect() {
+    for late in [
+        "lifetime:0",
+        "lifetime:3600",
+        "family:2",
+        "additional:2",
+        "even:1",
+        "token",
+        "df",
+        "unknown:7000",
+        "unknown:0006",
+        "unknown:0014",
+        "unknown:0015",
+        "unknown:0019",
+        "channel:4001",
+        "peer:2.2.2.2:2",
+        "peer:10.0.0.1:1",
+        "peer:[2606::1]:7",
+        "broken:0012",
+        "broken:000d",
+    ] {
+        // Both families would be there.
+        World { v6: true, ..World::default() }.check(&format!(
+            "0s alice > Allocate
+             0s alice < Allocate 401 realm nonce
+             0s alice > Allocate auth after={late}
+             0s - take :49152
+             0s alice < Allocate ok relayed=5.5.5.5:49152 mapped=9.0.0.1:1000 lifetime=1200 signed
+             1s alice > CreatePermission auth peer=1.1.1.1:1 after={late}
+             1s alice < CreatePermission ok signed
+             1s alice > Send peer=2.2.2.2:2 hello
+             1s drop no_permission
+             2s alice > ChannelBind auth peer=1.1.1.1:1 channel=4000 after={late}
+             2s alice < ChannelBind ok signed
+             2s alice > ChannelData 0x4001 hello
+             2s drop no_channel
+             2s alice > ChannelData 0x4000 hello
+             2s 1.1.1.1:1 < hello from :49152
+             3s alice > Refresh auth after={late}
+             3s alice < Refresh ok lifetime=1200 signed",
+        ));
+    }
+}
+
+#[test]
+fn the_first_of_two_attributes_counts() {
+    World { v6: true, ..World::default() }.check(
+        "0s alice > Allocate
+         0s alice < Allocate 401 realm nonce
+         0s alice > Allocate auth lifetime=1800 lifetime=3600 family=1 family=2
+         0s - take :49152
+         0s alice < Allocate ok relayed=5.5.5.5:49152 mapped=9.0.0.1:1000 lifetime=1800 signed
+         1s alice > ChannelBind auth peer=1.1.1.1:7 peer=2.2.2.2:7 channel=4000 channel=4001
+         1s alice < ChannelBind ok signed
+         1s alice > ChannelData 0x4000 hello
+         1s 1.1.1.1:7 < hello from :49152
+         1s alice > ChannelData 0x4001 hello
+         1s drop no_channel
+         2s alice > Refresh auth family=1 family=2 lifetime=3600 lifetime=0
+         2s alice < Refresh ok lifetime=3600 signed",
+    );
+}
+
+#[test]
+fn bindings_keep_a_nat_open_beside_an_allocation() {
+    // libwebrtc and libjuice, every 10 to 15 s, with and without FINGERPRINT.
+    let mut trace = String::from(ALLOCATED);
+    for time in (10..1_200).step_by(20) {
+        trace += &format!(
+            "{time}s alice > Binding
+             {time}s alice < Binding ok mapped=9.0.0.1:1000
+             {0}s alice > Binding fp
+             {0}s alice < Binding ok mapped=9.0.0.1:1000 fp\n",
+            time + 10
+        );
+    }
+    let trace = trace.trim_end().rsplit_once("1200s alice > Binding fp").unwrap().0.to_owned();
+    check(&trace);
+}

@@ -148,3 +148,74 @@ fn a_stale_nonce_is_told_on_every_method_and_costs_nothing() {
          3s alice < ChannelBind ok signed",
     );
 }
+
+#[test]
+fn a_refresh_may_be_signed_long_before_it_leaves() {
+    // libwebrtc signs it when it schedules it, with the nonce of then, and without LIFETIME.
+    for minutes in [9, 59] {
+        let at = minutes * 60;
+        check(&format!(
+            "0s alice > Allocate
+             0s alice < Allocate 401 realm nonce
+             0s alice > Allocate auth lifetime=3600
+             0s - take :49152
+             0s alice < Allocate ok relayed=5.5.5.5:49152 mapped=9.0.0.1:1000 lifetime=3600 signed
+             {at}s alice > Refresh auth
+             {at}s alice < Refresh ok lifetime=1200 signed",
+        ));
+    }
+}
+
+#[test]
+fn every_error_to_who_proved_a_key_is_signed() {
+    // Firefox and libnice take no other.
+    let world = World { per_agent: 1, ports: 49152..=49153, ..World::default() };
+    world.check(&format!(
+        "{ALLOCATED}
+         0s alice > Allocate auth
+         0s alice < Allocate 437 signed
+         0s alice > CreatePermission auth
+         0s alice < CreatePermission 400 signed
+         0s alice > CreatePermission auth peer=10.0.0.1:1
+         0s alice < CreatePermission 403 signed
+         0s alice > CreatePermission auth peer=1.1.1.1:1 unknown=7000
+         0s alice < CreatePermission 420 0x7000 signed
+         0s alice > Refresh user=bob
+         0s alice < Refresh 441 signed
+         0s alice > Refresh auth family=2
+         0s alice < Refresh 443 signed
+         0s alice/1 > Allocate
+         0s alice/1 < Allocate 401 realm nonce
+         0s alice/1 > Allocate auth transport=6
+         0s alice/1 < Allocate 442 signed
+         0s alice/1 > Allocate auth family=2
+         0s alice/1 < Allocate 440 signed
+         0s alice/1 > Allocate auth
+         0s alice/1 < Allocate 486 signed
+         0s bob > Allocate
+         0s bob < Allocate 401 realm nonce
+         0s bob > Allocate auth
+         0s - take :49153
+         0s bob < Allocate ok relayed=5.5.5.5:49153 mapped=9.0.0.2:1000 lifetime=1200 signed
+         0s carol > Allocate
+         0s carol < Allocate 401 realm nonce
+         0s carol > Allocate auth
+         0s carol < Allocate 508 signed
+         0s carol > Allocate auth expires=-10
+         0s carol < Allocate 401 realm nonce signed",
+    ));
+}
+
+#[test]
+fn the_first_of_two_credentials_counts() {
+    check(
+        "0s alice > Allocate
+         0s alice < Allocate 401 realm nonce
+         0s alice > Allocate unknown=0006 auth
+         0s alice < Allocate 401 realm nonce
+         0s alice > Allocate unknown=0014 auth
+         0s alice < Allocate 401 realm nonce
+         0s alice > Allocate unknown=0015 auth
+         0s alice < Allocate 438 realm nonce",
+    );
+}

@@ -1,8 +1,10 @@
 //! CreatePermission (RFC 8656 §10), and which peers may be reached.
 
-use halfway::turn::policy::DeniedPeers;
+use std::net::Ipv4Addr;
 
-use super::trace::{ALLOCATED, World, check};
+use halfway::turn::{Transport, policy::DeniedPeers};
+
+use super::trace::{ALLOCATED, DUAL, World, check};
 
 #[test]
 fn a_permission_is_for_an_address_and_for_five_minutes() {
@@ -145,38 +147,76 @@ fn denied_peers_may_be_granted_and_discarded() {
     ));
 }
 
+/// Ranges that no honest peer is in, metadata services, and what stands for "this host".
+const SPECIAL: &str = "0.0.0.0 0.1.2.3 127.0.0.1 127.255.255.254 10.0.0.1 172.16.0.1 172.31.255.254 192.168.0.1 100.64.0.1 \
+    100.100.100.200 169.254.169.254 168.63.129.16 192.0.0.1 192.0.0.192 192.0.2.1 198.18.0.1 198.51.100.1 203.0.113.1 \
+    192.88.99.1 224.0.0.1 239.255.255.255 240.0.0.1 255.255.255.255";
+const SPECIAL_V6: &str = ":: ::1 64:ff9b:1::1 2001::1 100::1 2001:db8::1 fc00::1 fd00:ec2::254 fe80::1 fec0::1 ff02::1 \
+    2a00::5efe:10.0.0.1";
+
 #[test]
-fn the_default_list_holds_for_every_method() {
-    let special = "0.0.0.0 127.0.0.1 10.0.0.1 172.16.0.1 192.168.0.1 100.64.0.1 169.254.169.254 168.63.129.16 \
-        192.0.0.192 192.0.2.1 198.18.0.1 198.51.100.1 203.0.113.1 192.88.99.1 224.0.0.1 240.0.0.1 255.255.255.255";
-    for peer in special.split_whitespace() {
-        refused(&World::default(), &format!("{peer}:7"), 1);
-    }
-    let world = World { v6: true, ..World::default() };
-    let special6 = ":: ::1 ::127.0.0.1 ::ffff:10.0.0.1 64:ff9b::10.0.0.1 64:ff9b:1::1 2002:0a00:0001:: 2001::1 100::1 \
-        2001:db8::1 fc00::1 fd00:ec2::254 fe80::1 fec0::1 ff02::1 2a00::5efe:10.0.0.1";
-    for peer in special6.split_whitespace() {
-        refused(&world, &format!("[{peer}]:7"), 2);
+fn no_special_address_is_reached_by_any_method_over_any_transport() {
+    let v6: Vec<_> = SPECIAL_V6.split_whitespace().map(str::to_owned).chain(embedded()).collect();
+    let v4: Vec<_> = SPECIAL.split_whitespace().map(str::to_owned).collect();
+    for transport in [Transport::Udp, Transport::Tcp] {
+        let world = World { v6: true, transport, ..World::default() };
+        let peers = v4.iter().map(|ip| format!("{ip}:7")).chain(v6.iter().map(|ip| format!("[{ip}]:7")));
+        let mut trace = String::from(DUAL);
+        for peer in
+            peers.chain(["1.1.1.1:0".to_owned(), "5.5.5.5:3478".to_owned(), "[2a00::5]:443".to_owned()])
+        {
+            trace += &refused(&peer);
+        }
+        world.check(&trace);
     }
 }
 
-fn refused(world: &World, peer: &str, family: u8) {
-    let relayed = if family == 1 { "5.5.5.5:49152" } else { "[2a00::5]:49152" };
-    world.check(&format!(
-        "0s alice > Allocate
-         0s alice < Allocate 401 realm nonce
-         0s alice > Allocate auth family={family}
-         0s - take :49152
-         0s alice < Allocate ok relayed={relayed} mapped=9.0.0.1:1000 lifetime=1200 signed
-         1s alice > CreatePermission auth peer={peer}
-         1s alice < CreatePermission 403 signed
-         1s alice > ChannelBind auth peer={peer} channel=4000
+/// In every spelling of IPv6 that a gateway could take for IPv4.
+fn embedded() -> impl Iterator<Item = String> {
+    SPECIAL.split_whitespace().flat_map(|ip| {
+        let [a, b, c, d] = ip.parse::<Ipv4Addr>().unwrap().octets();
+        let sixto4 = format!("2002:{a:02x}{b:02x}:{c:02x}{d:02x}::");
+        ["::", "::ffff:", "64:ff9b::"].map(|form| format!("{form}{ip}")).into_iter().chain([sixto4])
+    })
+}
+
+/// One bad peer among good ones spoils them all. Where only the port is bad, a permission may be had.
+fn refused(peer: &str) -> String {
+    let bind = format!(
+        "1s alice > ChannelBind auth peer={peer} channel=4000
          1s alice < ChannelBind 403 signed
-         1s alice > Send peer={peer} hello
-         1s drop no_permission
          1s alice > ChannelData 0x4000 hello
-         1s drop no_channel",
-    ));
+         1s drop no_channel
+         1s alice > Send peer={peer} hello
+         1s drop no_permission\n"
+    );
+    if ["1.1.1.1", "5.5.5.5", "[2a00::5]"].iter().any(|ip| peer.starts_with(ip)) {
+        return bind;
+    }
+    format!(
+        "1s alice > CreatePermission auth peer={peer}
+         1s alice < CreatePermission 403 signed
+         1s alice > CreatePermission auth peer=1.1.1.1:7 peer={peer} peer=[2606::1]:7
+         1s alice < CreatePermission 403 signed
+         1s alice > Send peer=1.1.1.1:7 hello
+         1s drop no_permission
+         {bind}"
+    )
+}
+
+#[test]
+fn one_refusal_does_not_spoil_the_next_request() {
+    for transport in [Transport::Udp, Transport::Tcp] {
+        World { transport, ..World::default() }.check(&format!(
+            "{ALLOCATED}
+             0s alice > CreatePermission auth peer=10.0.0.1:7
+             0s alice < CreatePermission 403 signed
+             0s alice > CreatePermission auth peer=1.1.1.1:7
+             0s alice < CreatePermission ok signed
+             0s alice > Send peer=1.1.1.1:7 hello
+             0s 1.1.1.1:7 < hello from :49152",
+        ));
+    }
 }
 
 #[test]

@@ -66,13 +66,19 @@ fn the_vectors_of_rfc_5769_get_an_answer_where_one_is_due() {
 
 #[test]
 fn seven_allocates_in_a_row_get_seven_identical_answers() {
+    for transport in [Transport::Udp, Transport::Tcp] {
+        seven_allocates(FiveTuple { transport, ..alice() });
+    }
+}
+
+fn seven_allocates(from: FiveTuple) {
     // werift retransmits after 50 ms, doubling.
     let start = Now { wall: UNIX_EPOCH + Duration::from_secs(START), ..clock::now() };
     let mut client = Client::default();
     let mut server = World::default().server();
     let mut ask = |at: u64, bytes: &[u8]| {
         let mut reply = Vec::new();
-        server.handle_request(start + Duration::from_millis(at), alice(), bytes, &mut reply);
+        server.handle_request(start + Duration::from_millis(at), from, bytes, &mut reply);
         reply
     };
     let challenge = client.say("Allocate", "alice");
