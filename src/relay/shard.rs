@@ -22,7 +22,7 @@ use crate::{
     clock::{self, Now},
     door::RelayClient,
     turn::{
-        FiveTuple, RelayAddress, RelayPort, Transport, channel_data,
+        Family, FiveTuple, RelayAddress, RelayPort, Transport, channel_data,
         counters::{Counters, Dropped},
         demux,
         forward::{ToClient, ToPeer, Wrap},
@@ -503,7 +503,7 @@ fn log_ended(ended: &crate::turn::allocation::Ended) {
     tracing::info!(
         agent = ?ended.agent,
         transport = ended.client.transport.name(),
-        family = if ended.client.client.ip().to_canonical().is_ipv4() { "ipv4" } else { "ipv6" },
+        family = Family::of(ended.client.client.ip().to_canonical()).name(),
         relayed = ?ended.relayed,
         seconds = ended.lived.as_secs(),
         packets_to_peers = ended.to_peers.packets,

@@ -132,10 +132,10 @@ impl Forward {
         channel: Channel,
         len: usize,
     ) -> Option<ToPeer> {
-        let Some(id) = self.by_client.get(client) else { return drop_for(counters, Dropped::NoAllocation) };
-        let route = &mut self.routes[id.0];
+        let tick = self.tick;
+        let Some(route) = self.route_of(client) else { return drop_for(counters, Dropped::NoAllocation) };
         let Some(binding) = route.binding(channel) else { return drop_for(counters, Dropped::NoChannel) };
-        route.out(policy, counters, binding.peer.0, binding.reach, len, self.tick)
+        route.out(policy, counters, binding.peer.0, binding.reach, len, tick)
     }
 
     /// A Send indication with `len` bytes from `client` for `peer`.
@@ -147,10 +147,10 @@ impl Forward {
         peer: PeerAddr,
         len: usize,
     ) -> Option<ToPeer> {
-        let Some(id) = self.by_client.get(client) else { return drop_for(counters, Dropped::NoAllocation) };
-        let route = &mut self.routes[id.0];
+        let tick = self.tick;
+        let Some(route) = self.route_of(client) else { return drop_for(counters, Dropped::NoAllocation) };
         let Some(reach) = route.reach(peer.0.ip()) else { return drop_for(counters, Dropped::NoPermission) };
-        route.out(policy, counters, peer.0, reach, len, self.tick)
+        route.out(policy, counters, peer.0, reach, len, tick)
     }
 
     /// `len` bytes from `from` on the relay socket `relay`.
@@ -183,6 +183,15 @@ impl Forward {
         counters.to_clients.add(len);
         route.tenure.touch(self.tick);
         Some(ToClient { client: route.client, wrap })
+    }
+}
+
+impl Forward {
+    /// The route of a client that has sent a packet, whatever becomes of it.
+    fn route_of(&mut self, client: &FiveTuple) -> Option<&mut Route> {
+        let route = &mut self.routes[self.by_client.get(client)?.0];
+        route.tenure.hear(self.tick);
+        Some(route)
     }
 }
 
@@ -222,7 +231,6 @@ impl Route {
         self.to_peers.add(len);
         counters.to_peers.add(len);
         self.tenure.touch(tick);
-        self.tenure.hear(tick);
         Some(ToPeer { relay, to })
     }
 
@@ -274,6 +282,13 @@ impl Forward {
             self.by_relay.remove(relay);
         }
         Closed { client: route.client, relayed, to_peers: route.to_peers, to_clients: route.to_clients }
+    }
+
+    /// An authentic request came from `client` at `tick`.
+    pub fn hear(&self, client: &FiveTuple, tick: u64) {
+        if let Some(id) = self.by_client.get(client) {
+            self.routes[id.0].tenure.hear(tick);
+        }
     }
 
     /// The allocation of `client`.

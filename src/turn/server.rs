@@ -273,6 +273,7 @@ impl Server {
 
     fn answer_caller(&mut self, now: Now, request: &Request<'_>, caller: &Caller, reply: &mut Vec<u8>) {
         let start = reply.len();
+        self.forward.hear(&request.from, self.quotas.tick(now.mono));
         match method::turn(self, now, request, caller) {
             Ok(success) => reply::success(&request.message, success, Some(caller.key()), reply),
             Err(refusal) => self.refuse(now, request, &refusal, Some(caller), reply),
@@ -298,21 +299,16 @@ impl Server {
 
 /// What the methods do to allocations.
 impl Server {
-    /// The caller's own allocation on this five-tuple; it has been heard of.
+    /// The caller's own allocation on this five-tuple.
     pub(super) fn allocation_of(
         &self,
-        now: Now,
         request: &Request<'_>,
         caller: &Caller,
     ) -> Result<AllocationId, Refusal> {
         let id = self.forward.allocation_of(&request.from).ok_or(Refusal::AllocationMismatch)?;
         // Credentials rotate: another expiry of the same agent is the same user.
-        let allocation = &self.allocations[&id];
-        if allocation.agent() != caller.agent() {
-            return Err(Refusal::WrongCredentials);
-        }
-        allocation.seat.tenure().hear(self.quotas.tick(now.mono));
-        Ok(id)
+        let owned = self.allocations[&id].agent() == caller.agent();
+        if owned { Ok(id) } else { Err(Refusal::WrongCredentials) }
     }
 
     /// Opens an allocation on ports that were taken from the reserve.

@@ -32,8 +32,7 @@ struct Table {
 }
 
 impl Strangers {
-    /// So many answers a second to each prefix, ten times as many at once; 0 is unlimited. No more than a million a
-    /// second are told apart from a million.
+    /// So many answers a second to each prefix, a million at most, and ten times as many at once; 0 is unlimited.
     #[must_use]
     pub fn new(per_second: u32) -> Self {
         Self(Rate::new(per_second, 10 * u64::from(per_second), SECOND).map(|rate| {

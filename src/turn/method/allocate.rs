@@ -83,16 +83,11 @@ pub(super) fn allocate(
     let families = wish.families()?;
     // First, so that nobody loses an idle allocation for one that has no port.
     let (relays, missing) = relays_with_port(server, families, wish.even_port.is_some())?;
-    // Step 9.
     if server.draining {
         return Err(Refusal::InsufficientCapacity);
     }
     let seat = server.take_seat(caller.agent(), request.from, now.mono)?;
-    let ports = relays.into_iter().map(|(family, relay)| {
-        let port = server.ports(relay).take(wish.even_port.is_some()).expect("it was there a moment ago");
-        (family, RelayPort { relay, port })
-    });
-    let ports: Vec<_> = ports.collect();
+    let ports = take_ports(server, relays, wish.even_port.is_some());
     let public =
         |at: &RelayPort| SocketAddr::new(server.policy.relays[usize::from(at.relay)].public, at.port);
     let relayed: Vec<_> = ports.iter().map(|(_, at)| public(at)).collect();
@@ -150,4 +145,12 @@ fn relay_with_port(server: &Server, family: Family, even: bool) -> Result<u8, Re
         .find(|(_, (_, ports))| ports.has(even))
         .map(|(index, _)| index)
         .ok_or(Refusal::InsufficientCapacity)
+}
+
+fn take_ports(server: &mut Server, relays: Relays, even: bool) -> Vec<(Family, RelayPort)> {
+    let take = |(family, relay)| {
+        let port = server.ports(relay).take(even).expect("it was there a moment ago");
+        (family, RelayPort { relay, port })
+    };
+    relays.into_iter().map(take).collect()
 }

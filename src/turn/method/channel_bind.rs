@@ -20,7 +20,7 @@ pub(super) fn channel_bind(
     request: &Request<'_>,
     caller: &Caller,
 ) -> Result<Success, Refusal> {
-    let id = server.allocation_of(now, request, caller)?;
+    let id = server.allocation_of(request, caller)?;
     let number = super::required::<ChannelNumber>(&request.message)?.channel();
     let channel = Channel::new(number).ok_or(Refusal::BadRequest)?;
     let peer = super::required::<XorPeerAddress>(&request.message)?.addr(request.message.transaction_id());

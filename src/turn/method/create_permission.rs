@@ -24,7 +24,7 @@ pub(super) fn create_permission(
     request: &Request<'_>,
     caller: &Caller,
 ) -> Result<Success, Refusal> {
-    let id = server.allocation_of(now, request, caller)?;
+    let id = server.allocation_of(request, caller)?;
     let peers = peers(request)?;
     if peers.iter().any(|ip| !server.forward.has_family(id, Family::of(*ip))) {
         return Err(Refusal::PeerAddressFamilyMismatch);

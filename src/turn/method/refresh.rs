@@ -21,7 +21,7 @@ pub(super) fn refresh(
     request: &Request<'_>,
     caller: &Caller,
 ) -> Result<Success, Refusal> {
-    let id = server.allocation_of(now, request, caller)?;
+    let id = server.allocation_of(request, caller)?;
     let named = super::optional::<RequestedAddressFamily>(&request.message)?;
     let family = named.map(|named| Family::from(named.family()));
     if family.is_some_and(|family| !server.forward.has_family(id, family)) {
