@@ -16,7 +16,7 @@ PAGES = 8444
 class Appliance:
     """A running `halfway serve`, with a certificate by a throw-away authority."""
 
-    def __init__(self, net, directory, *flags, namespace=None):
+    def __init__(self, net, directory, *flags, namespace=None, settings=""):
         self.data, self.namespace = directory / "data", namespace or net.public
         certs = directory / "certs"
         run("bash", str(ROOT / "certs/make-ca.sh"), str(certs), PUBLIC[4], PUBLIC[6])
@@ -27,23 +27,26 @@ class Appliance:
             f'public_ips = ["{PUBLIC[4]}", "{PUBLIC[6]}"]\n'
             f'[http]\ncert = "{certs}/cert.pem"\nkey = "{certs}/key.pem"\n'
             f'listen = ["[::]:{HTTPS}"]\nallowed_origins = ["https://{PUBLIC[4]}:{PAGES}"]\n'
+            f"{settings}\n"
         )
         self.config, self.flags = config, flags
         self.url = f"https://{PUBLIC[4]}:{HTTPS}"
         self.pages = f"https://{PUBLIC[4]}:{PAGES}"
         self.certs = certs
+        self.log_file = directory / "halfway.log"
 
     def __enter__(self):
         command = self.namespace.command(BINARY, "--config", self.config, "serve", *self.flags)
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self.log = []
+        log = []
         for line in self.process.stderr:
-            self.log.append(line)
+            log.append(line)
             if " ready " in line:
-                # Nobody reads on, and a full pipe would stop it: the rest goes to our own stderr.
-                self.drain = subprocess.Popen(["cat"], stdin=self.process.stderr, stdout=subprocess.DEVNULL)
+                # Nobody reads on here, and a full pipe would stop it.
+                with open(self.log_file, "w") as rest:
+                    self.drain = subprocess.Popen(["cat"], stdin=self.process.stderr, stdout=rest)
                 return self
-        raise RuntimeError("halfway did not start:\n" + "".join(self.log))
+        raise RuntimeError("halfway did not start:\n" + "".join(log))
 
     def __exit__(self, *_):
         self.process.kill()
@@ -57,6 +60,18 @@ class Appliance:
         """Every number at /metrics, by name and labels."""
         page = self.namespace.run("curl", "-sS", "http://127.0.0.1:9478/metrics")
         return {name: float(value) for name, value in re.findall(r"^(halfway_\S+) (\S+)$", page, re.M)}
+
+    def resident(self):
+        """Resident memory in KiB."""
+        status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+)", status)[1])
+
+    def descriptors(self):
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def log_lines(self):
+        """Lines logged since it was ready."""
+        return len(self.log_file.read_text().splitlines())
 
     def relayed(self):
         """Bytes of payload relayed so far, both ways."""
