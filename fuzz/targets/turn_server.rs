@@ -63,11 +63,14 @@ enum Step {
         peer: u8,
         length: u8,
     },
+    /// A client's stream ends.
+    HangUp(u8),
     /// No new allocations from now on.
     Drain,
     /// A datagram from a peer.
     FromPeer {
         peer: u8,
+        relay: bool,
         port: u8,
         length: u16,
     },
@@ -105,20 +108,21 @@ fuzz_target!(|steps: Vec<Step>| {
         world.check();
     }
     world.wait(3_601);
-    assert_eq!((world.live, world.server.quotas().held_in_total()), (0, 0), "all is given back");
+    assert_eq!((world.live, world.server.quotas().held_in_total()), ([0; 2], 0), "all is given back");
     assert!(world.server.poll_timeout().is_none(), "no deadline is left");
 });
 
 struct World {
     server: Server,
     now: Now,
-    live: usize,
+    /// By relay address.
+    live: [usize; 2],
 }
 
 impl World {
     fn new() -> Self {
         let now = Now { wall: UNIX_EPOCH + Duration::from_secs(1_900_000_000), ..clock::now() };
-        let mut world = Self { server: server(), now, live: 0 };
+        let mut world = Self { server: server(), now, live: [0; 2] };
         world.bind_ports();
         world
     }
@@ -143,10 +147,14 @@ impl World {
                 message.add_attribute(&Data::new(&vec![7; usize::from(*length)])).unwrap();
                 self.feed(five_tuple(*client), &message.finish());
             }
-            Step::FromPeer { peer: from, port, length } => {
-                let relay =
-                    RelayPort { relay: 0, port: PORTS.start() + u16::from(*port) % PORTS.len() as u16 };
+            Step::FromPeer { peer: from, relay, port, length } => {
+                let port = PORTS.start() + u16::from(*port) % PORTS.len() as u16;
+                let relay = RelayPort { relay: (*relay).into(), port };
                 _ = self.server.to_client(relay, peer(*from), usize::from(*length));
+            }
+            Step::HangUp(client) => {
+                self.server.hang_up(&five_tuple(*client), self.now.mono);
+                assert!(!self.server.holds_allocation(&five_tuple(*client)));
             }
             Step::Drain => self.server.drain(),
             Step::Wait(seconds) => self.wait(u64::from(*seconds)),
@@ -177,22 +185,28 @@ impl World {
     fn check(&mut self) {
         while let Some(effect) = self.server.poll_effect() {
             match effect {
-                Effect::TakeRelay(_) => self.live += 1,
-                Effect::CloseRelay(_) => self.live -= 1,
+                Effect::TakeRelay(at) => self.live[usize::from(at.relay)] += 1,
+                Effect::CloseRelay(at) => self.live[usize::from(at.relay)] -= 1,
                 Effect::Ended(_) | Effect::Reclaim(_) => {}
             }
         }
         self.bind_ports();
-        let ports = self.server.ports(0);
-        assert_eq!((ports.live(), ports.free()), (self.live, PORTS.len() - self.live));
-        assert_eq!(self.server.quotas().held_in_total(), self.live);
-        assert_eq!(self.server.counters().allocations, self.live as u64);
-        assert!(self.live <= QUOTA.1);
+        for (relay, live) in (0..).zip(self.live) {
+            let ports = self.server.ports(relay);
+            assert_eq!((ports.live(), ports.free()), (live, PORTS.len() - live));
+        }
+        // A dual allocation has two of the ports.
+        let held = self.server.quotas().held_in_total();
+        assert_eq!(self.server.counters().allocations, held as u64);
+        assert!((*self.live.iter().max().unwrap()..=self.live.iter().sum()).contains(&held));
+        assert!(held <= QUOTA.1);
     }
 
     fn bind_ports(&mut self) {
-        while let Some(port) = self.server.ports(0).next_to_bind(0) {
-            self.server.ports(0).bound(port);
+        for relay in 0..2 {
+            while let Some(port) = self.server.ports(relay).next_to_bind(0) {
+                self.server.ports(relay).bound(port);
+            }
         }
     }
 
@@ -266,21 +280,23 @@ fn channel(number: u8) -> Channel {
     Channel::new(0x4000 + u16::from(number % 8)).expect("within the range")
 }
 
+/// Every fourth client is on a stream.
 fn five_tuple(client: u8) -> FiveTuple {
+    let transport = if client % 4 == 3 { Transport::Tcp } else { Transport::Udp };
     let client = SocketAddr::from(([9, 0, 0, 1], 1_000 + u16::from(client % 8)));
-    FiveTuple { client, server: ([5, 5, 5, 5], 3_478).into(), transport: Transport::Udp }
+    FiveTuple { client, server: ([5, 5, 5, 5], 3_478).into(), transport }
 }
 
 fn server() -> Server {
-    let relay = IpAddr::from([5, 5, 5, 5]);
+    let own = [IpAddr::from([5, 5, 5, 5]), IpAddr::from([0x2a00, 0, 0, 0, 0, 0, 0, 5])];
     let policy = Policy {
-        relays: vec![RelayAddress { bound: relay, public: relay }],
-        own_addresses: vec![relay],
+        relays: own.map(|own| RelayAddress { bound: own, public: own }).to_vec(),
+        own_addresses: own.to_vec(),
         listeners: vec![([5, 5, 5, 5], 3_478).into()],
         allow: Vec::new(),
         deny: Vec::new(),
         denied: DeniedPeers::Discard,
-        live: LivePorts::new(1),
+        live: LivePorts::new(own.len()),
     };
     let auth = Auth {
         realm: REALM.to_owned(),
@@ -298,6 +314,6 @@ fn server() -> Server {
         }),
         // Or little would be answered.
         strangers: Strangers::new(0),
-        ports: vec![PORTS.collect()],
+        ports: vec![PORTS.collect(), PORTS.collect()],
     })
 }

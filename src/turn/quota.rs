@@ -23,7 +23,7 @@ pub const SECOND: u64 = 1_000_000;
 const IDLE: u64 = 30 * SECOND;
 /// One whose client has not been heard for so long, while the same agent asks from another port of the same address, is
 /// taken to be that client's own: its NAT has moved it.
-const MOVED: u64 = 5 * SECOND;
+const MOVED: u64 = 7 * SECOND;
 /// Agents without an allocation whose allowance is remembered until it is whole again.
 const REMEMBERED: usize = 4_096;
 
