@@ -109,7 +109,7 @@ class Pages:
 
     def __init__(self, appliance):
         certs = appliance.certs
-        command = appliance.net.public.command("python3", __file__, certs / "cert.pem", certs / "key.pem")
+        command = appliance.namespace.command("python3", __file__, certs / "cert.pem", certs / "key.pem")
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         self.process.stdout.readline()
 
