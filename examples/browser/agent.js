@@ -65,7 +65,10 @@ function connect(agent) {
   peer = agent
   offered = performance.now()
   connection = new RTCPeerConnection(ice)
-  connection.onicecandidate = ({ candidate }) => signal({ type: 'iceCandidate', to: peer, candidate })
+  connection.onicecandidate = ({ candidate }) => {
+    // Firefox says twice that there are no more: by an empty candidate, which other libraries do not take, and by null.
+    if (candidate?.candidate !== '') signal({ type: 'iceCandidate', to: peer, candidate })
+  }
   connection.onconnectionstatechange = () => {
     if (connection.connectionState === 'failed') fail(new Error('no path to the other agent'))
   }
@@ -87,7 +90,7 @@ async function talk(channel) {
   const types = await candidateTypes()
   signal({ type: 'bye', to: peer })
   await released
-  finish({ opened_ms, ...inbox.summary, ...types })
+  await finish({ opened_ms, ...inbox.summary, ...types })
 }
 
 /** Sends on a channel, and waits while it holds more than the network takes. */
@@ -101,8 +104,10 @@ function writer(channel) {
 
 async function candidateTypes() {
   const stats = await connection.getStats()
-  const { selectedCandidatePairId } = [...stats.values()].find(({ type }) => type === 'transport')
-  const pair = stats.get(selectedCandidatePairId)
+  const all = [...stats.values()]
+  // Firefox has no statistics of the transport, and marks the pair instead.
+  const chosen = all.find(({ type }) => type === 'transport')?.selectedCandidatePairId
+  const pair = chosen ? stats.get(chosen) : all.find(({ type, selected }) => type === 'candidate-pair' && selected)
   const [local, remote] = [pair?.localCandidateId, pair?.remoteCandidateId].map((id) => stats.get(id)?.candidateType)
   return { local, remote }
 }
@@ -117,7 +122,11 @@ function fail(error) {
   close()
 }
 
-function finish(result) {
+async function finish(result) {
+  // What was sent is out once the socket has closed; who reads the result may end the browser at once.
+  const closed = new Promise((resolve) => (socket.onclose = resolve))
+  socket.close()
+  await closed
   show('RESULT', JSON.stringify(result))
   settle.resolve(result)
   close()

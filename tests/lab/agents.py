@@ -20,13 +20,14 @@ PYTHON = ROOT / "target/lab/venv/bin/python"
 # before it nominates the relayed one, and aiortc and werift wait for that (docs/protocol.md).
 KINDS = {
     "chromium": None,
+    "firefox": None,
     "werift": ["node", EXAMPLES / "werift/agent.mjs"],
     "aiortc": [PYTHON, EXAMPLES / "python/agent.py"],
     "node-datachannel": ["node", EXAMPLES / "node-datachannel/agent.mjs"],
 }
 MESH = ["node", EXAMPLES / "mesh/agent.mjs"]
 # Those that send candidates as they find them.
-TRICKLES = {"node-datachannel", "werift", "chromium"}
+TRICKLES = {"node-datachannel", "werift", "chromium", "firefox"}
 
 
 class Agent:
@@ -35,8 +36,8 @@ class Agent:
     def __init__(self, kind, site, appliance, name, directory, **options):
         self.kind, self.name = kind, name
         options = {"token": appliance.token(name), **options}
-        if kind == "chromium":
-            command, environment = chromium(appliance, directory, options)
+        if kind in BROWSERS:
+            command, environment = BROWSERS[kind](appliance, directory, options)
         else:
             flags = [part for key, value in options.items() for part in flag(key, value)]
             command = [*KINDS.get(kind, MESH), appliance.url, "--ca", appliance.ca, *flags]
@@ -49,7 +50,7 @@ class Agent:
     def result(self, timeout):
         """The last line it printed, once it has ended; a browser ends when it has printed it."""
         try:
-            if self.kind == "chromium":
+            if self.kind in BROWSERS:
                 return self.result_in_console(timeout)
             output, _ = self.process.communicate(timeout=timeout)
             assert self.process.returncode == 0, f"{self.name} ({self.kind}) failed: {output}\n{self.tail()}"
@@ -65,8 +66,8 @@ class Agent:
         try:
             for line in self.process.stdout:
                 self.log.write(line)
-                if found := re.search(r'CONSOLE[^"]*"RESULT (\{.*\})"', line):
-                    return json.loads(found[1])
+                if result := reported(line):
+                    return json.loads(result)
         finally:
             timer.cancel()
         raise ValueError("the page did not finish")
@@ -80,6 +81,15 @@ class Agent:
         return "".join(self.log.readlines()[-30:])
 
 
+def reported(line):
+    """The result in a line of a browser's console. Chromium prints the text as it is, Firefox as a string of JSON."""
+    if found := re.search(r'CONSOLE[^"]*"RESULT (\{.*\})"', line):
+        return found[1]
+    if found := re.search(r'console\.log: ("RESULT .*")', line):
+        return json.loads(found[1]).removeprefix("RESULT ")
+    return None
+
+
 def flag(key, value):
     """`relay_only=True` is `--relay-only`."""
     name = "--" + key.replace("_", "-")
@@ -89,18 +99,54 @@ def flag(key, value):
 def chromium(appliance, directory, options):
     """A browser with a home of its own, whose only addition is our authority among the trusted ones."""
     home = directory / f"home-{options['token'][-8:]}"
-    database = home / ".pki/nssdb"
-    database.mkdir(parents=True)
-    run("certutil", "-d", f"sql:{database}", "-N", "--empty-password")
-    run("certutil", "-d", f"sql:{database}", "-A", "-n", "lab", "-t", "C,,", "-i", str(appliance.ca))
-    options = {key: value for key, value in options.items() if value not in (None, False)}
-    fragment = urllib.parse.urlencode({"url": appliance.url, **options})
+    trust(appliance, home / ".pki/nssdb")
     command = [
         "chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
         "--disable-background-networking", "--no-first-run", f"--user-data-dir={home}/profile",
-        "--enable-logging=stderr", f"{appliance.pages}/index.html#{fragment}",
+        "--enable-logging=stderr", page(appliance, options),
     ]  # fmt: skip
-    # The console goes to stderr; here it is read like the others' stdout.
+    return console(command, home)
+
+
+def firefox(appliance, directory, options):
+    """The other one. It prints the page's console because the profile says so."""
+    home = directory / f"home-{options['token'][-8:]}"
+    profile = home / "profile"
+    trust(appliance, profile)
+    (profile / "user.js").write_text("".join(f"user_pref({json.dumps(k)}, {json.dumps(v)});\n" for k, v in PREFERENCES))
+    command = ["firefox-esr", "--headless", "--no-remote", "--profile", profile, page(appliance, options)]
+    return console(command, home)
+
+
+BROWSERS = {"chromium": chromium, "firefox": firefox}
+# The console on stdout, and no look-ups of its own in a network that has nothing to find.
+PREFERENCES = [
+    ("devtools.console.stdout.content", True),
+    ("app.update.enabled", False),
+    ("browser.aboutwelcome.enabled", False),
+    ("browser.shell.checkDefaultBrowser", False),
+    ("datareporting.policy.dataSubmissionEnabled", False),
+    ("network.captive-portal-service.enabled", False),
+    ("network.connectivity-service.enabled", False),
+    ("services.settings.server", "data:,"),
+    ("toolkit.telemetry.enabled", False),
+]
+
+
+def trust(appliance, database):
+    """Our authority in a certificate database of its own."""
+    database.mkdir(parents=True)
+    run("certutil", "-d", f"sql:{database}", "-N", "--empty-password")
+    run("certutil", "-d", f"sql:{database}", "-A", "-n", "lab", "-t", "C,,", "-i", str(appliance.ca))
+
+
+def page(appliance, options):
+    options = {key: value for key, value in options.items() if value not in (None, False)}
+    return f"{appliance.pages}/index.html#{urllib.parse.urlencode({'url': appliance.url, **options})}"
+
+
+def console(command, home):
+    """Part of the console goes to stderr; here it is read like the others' stdout."""
     return ["sh", "-c", 'exec "$@" 2>&1', "sh", *command], {**os.environ, "HOME": str(home)}
 
 
