@@ -5,7 +5,7 @@ import { parseArgs } from 'node:util'
 
 /** `agent URL --token T [--ca FILE] …`, and what a TLS connection to URL is made with. */
 export function commandLine(extra = {}) {
-  const options = { token: { type: 'string' }, ca: { type: 'string' }, 'relay-only': { type: 'boolean' }, ...extra }
+  const options = { token: { type: 'string' }, ca: { type: 'string' }, 'relay-only': { type: 'boolean' }, 'turn-transport': { type: 'string' }, ...extra }
   const { values: flags, positionals } = parseArgs({ allowPositionals: true, options })
   const [url] = positionals
   if (!url || !flags.token) {
@@ -13,6 +13,7 @@ export function commandLine(extra = {}) {
     process.exit(2)
   }
   const tls = { ca: flags.ca && readFileSync(flags.ca), headers: { authorization: `Bearer ${flags.token}` } }
+  tls.turnTransport = flags['turn-transport']
   return { url, tls, flags, relayOnly: Boolean(flags['relay-only']) }
 }
 
@@ -31,8 +32,16 @@ export function fetchIce(url, tls) {
     https.get(new URL('/v1/ice', url), tls, async (response) => {
       let body = ''
       for await (const part of response.setEncoding('utf8')) body += part
-      if (response.statusCode === 200) resolve(JSON.parse(body))
+      if (response.statusCode === 200) resolve(only(tls.turnTransport, JSON.parse(body)))
       else reject(new Error(`GET /v1/ice: ${response.statusCode} ${body}`))
     }).on('error', reject)
   })
+}
+
+// Libraries that take the first URL of a relay, and no other, are told which by leaving the others out.
+function only(transport, ice) {
+  const wanted = { udp: /^turn:.*=udp$/, tcp: /^turn:.*=tcp$/, tls: /^turns:/ }[transport]
+  if (!wanted) return ice
+  const kept = ice.iceServers.map((server) => ({ ...server, urls: server.urls.filter((url) => wanted.test(url)) }))
+  return { ...ice, iceServers: kept.filter(({ urls }) => urls.length) }
 }

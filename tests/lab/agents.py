@@ -41,7 +41,8 @@ class Agent:
         else:
             flags = [part for key, value in options.items() for part in flag(key, value)]
             command = [*KINDS.get(kind, MESH), appliance.url, "--ca", appliance.ca, *flags]
-            environment = dict(os.environ)
+            # `--ca` is for HTTPS; for `turns:` these libraries ask the system, which these variables speak for.
+            environment = {**os.environ, "NODE_EXTRA_CA_CERTS": str(appliance.ca), "SSL_CERT_FILE": str(appliance.ca)}
         self.log = open(directory / f"{name}.log", "w+")
         self.process = subprocess.Popen(
             site.command(*command), stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment

@@ -48,13 +48,13 @@ def main(wanted):
     return 1 if failed or not passed else 0
 
 
-def meet(appliance, sites, pair, channel, relay_only, directory):
-    """One pair over one kind of channel; a line about it."""
+def meet(appliance, sites, pair, channel, relay_only, directory, told=({}, {})):
+    """One pair over one kind of channel, each `told` more if need be; a line about it."""
     before, started = appliance.relayed(), time.monotonic()
     names = f"a-{directory.name}", f"b-{directory.name}"
     common = {"relay_only": relay_only, "channel": channel, "messages": MESSAGES, "size": SIZE, "blob": BLOB}
-    answerer = Agent(pair[1], sites[1], appliance, names[1], directory, **common)
-    offerer = Agent(pair[0], sites[0], appliance, names[0], directory, to=names[1], **common)
+    answerer = Agent(pair[1], sites[1], appliance, names[1], directory, **common, **told[1])
+    offerer = Agent(pair[0], sites[0], appliance, names[0], directory, to=names[1], **common, **told[0])
     try:
         results = [offerer.result(PATIENCE), answerer.result(PATIENCE)]
     finally:

@@ -118,6 +118,15 @@ class Net:
         run(*self.public.command("nft", "-f", "-"), input=rules)
 
 
+def only_tcp(site, *ports):
+    """Lets nothing leave the site but TCP to these ports."""
+    rules = f"""table inet wall {{
+        chain out {{ type filter hook output priority 0; policy drop;
+            oif lo accept; meta l4proto icmpv6 accept; tcp dport {{ {", ".join(map(str, ports))} }} accept; }}
+    }}"""
+    run(*site.command("nft", "-f", "-"), input=rules)
+
+
 def assert_apart(one, other):
     """Fails unless `one` cannot reach `other` although both reach the public address."""
     one.run("ping", "-c1", "-W2", PUBLIC[4])

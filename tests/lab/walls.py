@@ -1,0 +1,70 @@
+"""Agents behind a firewall that lets out nothing but TCP to one or two ports reach the relay all the same.
+
+Over TLS one port is all there is: HTTPS, signaling and the relay. The other agent stands in the open, or behind the same
+kind of wall. Usage: walls.py [KIND+KIND …]: the first offers.
+"""
+
+import pathlib
+import sys
+import tempfile
+
+from agents import Pages
+from appliance import HTTPS, PAGES, Appliance
+from matrix import meet
+from net import Net, only_tcp
+
+# The example's page is not served by Halfway; a page of one's own origin would need no port beside HTTPS.
+PORTS = {"tcp": (3478, HTTPS, PAGES), "tls": (HTTPS, PAGES)}
+# Whose site has the wall: the first of the pair, the second, or both.
+FIRST, SECOND, BOTH = (0,), (1,), (0, 1)
+MEETINGS = [
+    ("chromium+chromium", BOTH),
+    ("firefox+chromium", BOTH),
+    ("chromium+firefox", BOTH),
+    ("firefox+werift", FIRST),
+    ("werift+firefox", SECOND),
+    ("werift+werift", BOTH),
+    ("aiortc+aiortc", BOTH),
+]
+# They look at the first URL only, and must be told; a browser finds out by itself.
+TOLD = {"werift", "aiortc"}
+
+
+def main(wanted):
+    meetings = [(pair, walled) for pair, walled in MEETINGS if not wanted or pair in wanted]
+    outcomes = [outcome for transport in PORTS for outcome in behind(transport, meetings)]
+    print(f"{outcomes.count(True)} passed, {outcomes.count(False)} failed")
+    return 0 if outcomes and all(outcomes) else 1
+
+
+def behind(transport, meetings):
+    """All meetings over one transport; whether each went well."""
+    for walled in (FIRST, SECOND, BOTH):
+        of_these = [pair for pair, wall in meetings if wall == walled]
+        if not of_these:
+            continue
+        with tempfile.TemporaryDirectory(prefix="halfway-lab-") as scratch, Net() as net:
+            sites = net.site(1), net.site(2)
+            for site in walled:
+                only_tcp(sites[site], *PORTS[transport])
+            with Appliance(net, pathlib.Path(scratch)) as appliance, Pages(appliance):
+                for number, pair in enumerate(of_these):
+                    directory = pathlib.Path(scratch) / f"run{number}"
+                    directory.mkdir()
+                    yield met(appliance, sites, pair.split("+"), transport, walled, directory)
+
+
+def met(appliance, sites, pair, transport, walled, directory):
+    told = [{"turn_transport": transport} if kind in TOLD and n in walled else {} for n, kind in enumerate(pair)]
+    walls = " and ".join(pair[site] for site in walled)
+    try:
+        line = meet(appliance, sites, pair, "ordered", True, directory, told)
+    except AssertionError as problem:
+        print(f"FAIL {transport} alone for {walls}: {'+'.join(pair)}: {problem}", flush=True)
+        return False
+    print(f"{line} ({transport} alone for {walls})", flush=True)
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
