@@ -10,6 +10,8 @@ from net import PUBLIC, run
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BINARY = os.environ.get("HALFWAY_BINARY", str(ROOT / "target/release/halfway"))
 HTTPS = 8443
+# What the certificate says beside the addresses.
+HOST = "turn.lab"
 PAGES = 8444
 
 
@@ -19,7 +21,7 @@ class Appliance:
     def __init__(self, net, directory, *flags, namespace=None, settings=""):
         self.data, self.namespace = directory / "data", namespace or net.public
         certs = directory / "certs"
-        run("bash", str(ROOT / "certs/make-ca.sh"), str(certs), PUBLIC[4], PUBLIC[6])
+        run("bash", str(ROOT / "certs/make-ca.sh"), str(certs), PUBLIC[4], PUBLIC[6], HOST)
         self.ca = certs / "ca.pem"
         config = directory / "halfway.toml"
         config.write_text(

@@ -5,6 +5,7 @@ however it does.
 """
 
 import os
+import pathlib
 import subprocess
 
 # Waits for the end of its input, which comes with the end of whoever holds the other side of the pipe.
@@ -13,7 +14,9 @@ cat
 for name in $(ip netns list | sed -n "s/^\\($1-[a-z0-9]*\\).*/\\1/p"); do
     ip netns pids "$name" | xargs -r kill -KILL 2>/dev/null
     ip netns del "$name"
+    rm -rf "/etc/netns/$name"
 done
+rmdir /etc/netns 2>/dev/null
 """
 
 # Addresses that exist nowhere but in here. The public one lies in no special-purpose range: agents treat it as real.
@@ -45,6 +48,12 @@ class Namespace:
 
     def run(self, *command):
         return run(*self.command(*command))
+
+    def resolves(self, name, address):
+        """What runs in here knows the name; `ip netns exec` puts this file in the place of /etc/hosts."""
+        directory = pathlib.Path("/etc/netns") / self.name
+        directory.mkdir(parents=True)
+        (directory / "hosts").write_text(f"127.0.0.1 localhost\n{address} {name}\n")
 
     def sysctl(self, key, value):
         self.run("sysctl", "-qw", f"{key}={value}")

@@ -1,7 +1,8 @@
 """Agents behind a firewall that lets out nothing but TCP to one or two ports reach the relay all the same.
 
 Over TLS one port is all there is: HTTPS, signaling and the relay. The other agent stands in the open, or behind the same
-kind of wall. Usage: walls.py [KIND+KIND …]: the first offers.
+kind of wall. The relay has a name: Firefox does not even try a `turns:` URL with an address in it.
+Usage: walls.py [KIND+KIND …]: the first offers.
 """
 
 import pathlib
@@ -9,9 +10,9 @@ import sys
 import tempfile
 
 from agents import Pages
-from appliance import HTTPS, PAGES, Appliance
+from appliance import HOST, HTTPS, PAGES, Appliance
 from matrix import meet
-from net import Net, only_tcp
+from net import PUBLIC, Net, only_tcp
 
 # The example's page is not served by Halfway; a page of one's own origin would need no port beside HTTPS.
 PORTS = {"tcp": (3478, HTTPS, PAGES), "tls": (HTTPS, PAGES)}
@@ -45,9 +46,11 @@ def behind(transport, meetings):
             continue
         with tempfile.TemporaryDirectory(prefix="halfway-lab-") as scratch, Net() as net:
             sites = net.site(1), net.site(2)
+            for site in sites:
+                site.resolves(HOST, PUBLIC[4])
             for site in walled:
                 only_tcp(sites[site], *PORTS[transport])
-            with Appliance(net, pathlib.Path(scratch)) as appliance, Pages(appliance):
+            with Appliance(net, pathlib.Path(scratch), "--public-host", HOST) as appliance, Pages(appliance):
                 for number, pair in enumerate(of_these):
                     directory = pathlib.Path(scratch) / f"run{number}"
                     directory.mkdir()
