@@ -75,6 +75,12 @@ class Appliance:
         """Lines logged since it was ready."""
         return len(self.log_file.read_text().splitlines())
 
+    def lost(self):
+        """Packets dropped although their way was open: no permission, channel or allocation was missing."""
+        reasons = "unsendable", "bandwidth", "too_large", "malformed"
+        numbers = self.metrics()
+        return sum(numbers[f'halfway_dropped_packets_total{{reason="{reason}"}}'] for reason in reasons)
+
     def relayed(self):
         """Bytes of payload relayed so far, both ways."""
         return sum(value for name, value in self.metrics().items() if name.startswith("halfway_relayed_bytes"))

@@ -21,8 +21,9 @@ MESSAGES, SIZE, BLOB = 1_000, 1_024, 200 * 1_024
 PATIENCE = 60
 CHANNELS = ("ordered", "unordered", "lossy")
 WITH_PRIVATE_CANDIDATES = [("chromium", "werift"), ("werift", "aiortc"), ("aiortc", "node-datachannel")]
-# From the offer to the open channel, for pairs that trickle. The bar is a second; a busy machine gets another.
-OPEN_MS = 2_000
+# From the offer to the open channel, for pairs that trickle. The bar is a second; on a busy machine a first DTLS flight
+# may come too early, which costs one second more, or three.
+OPEN_MS = 4_000
 
 
 def main(wanted):
@@ -50,7 +51,7 @@ def main(wanted):
 
 def meet(appliance, sites, pair, channel, relay_only, directory, told=({}, {})):
     """One pair over one kind of channel, each `told` more if need be; a line about it."""
-    before, started = appliance.relayed(), time.monotonic()
+    before, dropped, started = appliance.relayed(), appliance.lost(), time.monotonic()
     names = f"a-{directory.name}", f"b-{directory.name}"
     common = {"relay_only": relay_only, "channel": channel, "messages": MESSAGES, "size": SIZE, "blob": BLOB}
     answerer = Agent(pair[1], sites[1], appliance, names[1], directory, **common, **told[1])
@@ -61,8 +62,11 @@ def meet(appliance, sites, pair, channel, relay_only, directory, told=({}, {})):
         offerer.stop()
         answerer.stop()
     relayed = appliance.relayed() - before
+    lost = appliance.lost() - dropped
+    assert lost == 0, f"the relay dropped {lost:.0f} packets that it should have passed on"
     for agent, result in zip((offerer, answerer), results):
-        least = MESSAGES * 99 // 100 if channel == "lossy" else MESSAGES
+        # Without retransmissions a sender short of processor time gives up some by itself, ten at a time.
+        least = MESSAGES // 2 if channel == "lossy" else MESSAGES
         assert result["received"] >= least, f"{agent.kind} received {result['received']} messages\n{agent.tail()}"
         assert channel == "lossy" or result["blob_ok"], f"{agent.kind}: the blob is not intact"
         assert channel != "ordered" or result["in_order"], f"{agent.kind}: out of order"
