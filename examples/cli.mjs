@@ -3,17 +3,22 @@ import { readFileSync } from 'node:fs'
 import https from 'node:https'
 import { parseArgs } from 'node:util'
 
+/** The URLs of `iceServers` that `--turn-transport` keeps. */
+const TURN_URLS = { udp: /^turn:.*=udp$/, tcp: /^turn:.*=tcp$/, tls: /^turns:/ }
+
 /** `agent URL --token T [--ca FILE] …`, and what a TLS connection to URL is made with. */
 export function commandLine(extra = {}) {
-  const options = { token: { type: 'string' }, ca: { type: 'string' }, 'relay-only': { type: 'boolean' }, 'turn-transport': { type: 'string' }, ...extra }
+  const own = { token: { type: 'string' }, ca: { type: 'string' }, 'turn-transport': { type: 'string' } }
+  const options = { ...own, 'relay-only': { type: 'boolean' }, ...extra }
   const { values: flags, positionals } = parseArgs({ allowPositionals: true, options })
   const [url] = positionals
-  if (!url || !flags.token) {
+  const transport = flags['turn-transport']
+  if (!url || !flags.token || (transport && !(transport in TURN_URLS))) {
     console.error('usage: agent URL --token TOKEN [--ca FILE] …; see examples/README.md')
     process.exit(2)
   }
   const tls = { ca: flags.ca && readFileSync(flags.ca), headers: { authorization: `Bearer ${flags.token}` } }
-  tls.turnTransport = flags['turn-transport']
+  tls.turnTransport = transport
   return { url, tls, flags, relayOnly: Boolean(flags['relay-only']) }
 }
 
@@ -40,7 +45,7 @@ export function fetchIce(url, tls) {
 
 // Libraries that take the first URL of a relay, and no other, are told which by leaving the others out.
 function only(transport, ice) {
-  const wanted = { udp: /^turn:.*=udp$/, tcp: /^turn:.*=tcp$/, tls: /^turns:/ }[transport]
+  const wanted = TURN_URLS[transport]
   if (!wanted) return ice
   const kept = ice.iceServers.map((server) => ({ ...server, urls: server.urls.filter((url) => wanted.test(url)) }))
   return { ...ice, iceServers: kept.filter(({ urls }) => urls.length) }

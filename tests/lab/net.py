@@ -6,6 +6,7 @@ however it does.
 
 import os
 import pathlib
+import re
 import subprocess
 
 # Waits for the end of its input, which comes with the end of whoever holds the other side of the pipe.
@@ -128,12 +129,19 @@ class Net:
 
 
 def only_tcp(site, *ports):
-    """Lets nothing leave the site but TCP to these ports."""
+    """Lets nothing leave the site but TCP to these ports, and counts what does."""
+    accepted = " ".join(f"tcp dport {port} counter accept;" for port in ports)
     rules = f"""table inet wall {{
         chain out {{ type filter hook output priority 0; policy drop;
-            oif lo accept; meta l4proto icmpv6 accept; tcp dport {{ {", ".join(map(str, ports))} }} accept; }}
+            oif lo accept; meta l4proto icmpv6 accept; {accepted} }}
     }}"""
     run(*site.command("nft", "-f", "-"), input=rules)
+
+
+def let_out(site, port):
+    """Bytes that `only_tcp` has let out to this port so far."""
+    rules = site.run("nft", "list", "chain", "inet", "wall", "out")
+    return int(re.search(rf"dport {port} counter packets \d+ bytes (\d+)", rules)[1])
 
 
 def assert_apart(one, other):

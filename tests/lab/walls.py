@@ -1,7 +1,8 @@
 """Agents behind a firewall that lets out nothing but TCP to one or two ports reach the relay all the same.
 
 Over TLS one port is all there is: HTTPS, signaling and the relay. The other agent stands in the open, or behind the same
-kind of wall. The relay has a name: Firefox does not even try a `turns:` URL with an address in it.
+kind of wall. The relay has a name: Firefox does not even try a `turns:` URL with an address in it. The wall counts: what an
+agent sent must have left by the port of the transport in question, since the wall for TCP has to leave HTTPS open, too.
 Usage: walls.py [KIND+KIND …]: the first offers.
 """
 
@@ -11,10 +12,11 @@ import tempfile
 
 from agents import Pages
 from appliance import HOST, HTTPS, PAGES, Appliance
-from matrix import meet
-from net import PUBLIC, Net, only_tcp
+from matrix import BLOB, MESSAGES, SIZE, meet
+from net import PUBLIC, Net, let_out, only_tcp
 
-# The example's page is not served by Halfway; a page of one's own origin would need no port beside HTTPS.
+# The first is the relay's. The last is for the example's page, which Halfway does not serve; with a page from its own origin
+# there would be no port beside HTTPS.
 PORTS = {"tcp": (3478, HTTPS, PAGES), "tls": (HTTPS, PAGES)}
 # Whose site has the wall: the first of the pair, the second, or both.
 FIRST, SECOND, BOTH = (0,), (1,), (0, 1)
@@ -60,8 +62,13 @@ def behind(transport, meetings):
 def met(appliance, sites, pair, transport, walled, directory):
     told = [{"turn_transport": transport} if kind in TOLD and n in walled else {} for n, kind in enumerate(pair)]
     walls = " and ".join(pair[site] for site in walled)
+    port = PORTS[transport][0]
+    before = [let_out(sites[site], port) for site in walled]
     try:
         line = meet(appliance, sites, pair, "ordered", True, directory, told)
+        for site, earlier in zip(walled, before):
+            sent = let_out(sites[site], port) - earlier
+            assert sent >= MESSAGES * SIZE + BLOB, f"{pair[site]} sent only {sent} bytes to port {port}"
     except AssertionError as problem:
         print(f"FAIL {transport} alone for {walls}: {'+'.join(pair)}: {problem}", flush=True)
         return False
