@@ -20,7 +20,7 @@ start().catch(fail)
 async function start() {
   const response = await fetch(new URL('/v1/ice', url), { headers: { authorization: `Bearer ${token}` } })
   if (!response.ok) throw new Error(`GET /v1/ice: ${response.status} ${await response.text()}`)
-  ice = await response.json()
+  ice = only(flags.turn_transport, await response.json())
   if ('relay_only' in flags) ice.iceTransportPolicy = 'relay'
 
   // A browser's WebSocket sends no Authorization header: the token is offered as a subprotocol.
@@ -29,6 +29,14 @@ async function start() {
   socket.onopen = () => signal({ type: 'hello', card: { name: 'browser' } })
   socket.onmessage = ({ data }) => (handled = handled.then(() => receive(JSON.parse(data))).catch(fail))
   socket.onclose = ({ code }) => fail(new Error(`signaling closed (${code})`))
+}
+
+/** Of the relay's URLs those of one transport, for who does not leave the choice to the browser. */
+function only(transport, list) {
+  const wanted = { udp: /^turn:.*=udp$/, tcp: /^turn:.*=tcp$/, tls: /^turns:/ }[transport]
+  if (!wanted) return list
+  const kept = list.iceServers.map((server) => ({ ...server, urls: server.urls.filter((url) => wanted.test(url)) }))
+  return { ...list, iceServers: kept.filter(({ urls }) => urls.length) }
 }
 
 async function receive(frame) {
