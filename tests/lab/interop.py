@@ -13,7 +13,8 @@ from uclient import CLIENTS, TRANSPORTS, Peer, lost
 
 MESSAGES = 500
 # -c: no RTCP, so no EVEN-PORT with a reserved neighbour. -s: Send indications. -x: an IPv6 relayed address.
-# -y: clients talk to each other through their relayed addresses. The last word is the server's address.
+# -y: clients talk to each other through their relayed addresses. -Z: a relayed address of each family. The last word is
+# the server's address.
 MODES = {
     "channels, IPv4": ["-e", "127.0.0.1", "127.0.0.1"],
     "indications, IPv4": ["-s", "-e", "127.0.0.1", "127.0.0.1"],
@@ -23,6 +24,8 @@ MODES = {
     "channels, IPv4 relay for an IPv6 client": ["-e", "127.0.0.1", "::1"],
     "channels, client to client": ["-y", "127.0.0.1"],
     "indications, client to client": ["-s", "-y", "127.0.0.1"],
+    "both families, an IPv4 peer": ["-Z", "-e", "127.0.0.1", "127.0.0.1"],
+    "both families, an IPv6 peer": ["-Z", "-x", "-e", "::1", "127.0.0.1"],
 }
 
 
@@ -38,6 +41,10 @@ def main():
                     ok = gone == "0"
                     print(f"{'ok  ' if ok else 'FAIL'} turnutils_uclient over {transport}, {mode}: {gone} lost", flush=True)
                     passed, failed = passed + ok, failed + (not ok)
+            refused = lost(net.public, appliance, "even port", "-e", "127.0.0.1", "127.0.0.1", messages=1)
+            ok = "508 (Insufficient Capacity)" in refused
+            print(f"{'ok  ' if ok else 'FAIL'} turnutils_uclient, an even port and the next one reserved: {refused.split(': ')[-1]}")
+            passed, failed = passed + ok, failed + (not ok)
             packets = sum(value for name, value in appliance.metrics().items() if "relayed_packets" in name)
             least = len(runs) * CLIENTS * MESSAGES * 2
             assert packets >= least, f"Halfway relayed {packets:.0f} packets, not {least}"

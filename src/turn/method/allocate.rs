@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use stun_types::{message::Message, prelude::AttributeStaticType};
+use stun_types::{attribute::AttributeType, message::Message, prelude::AttributeStaticType};
 use turn_types::attribute::{
     AdditionalAddressFamily, EvenPort, Lifetime, RequestedAddressFamily, RequestedTransport, ReservationToken,
 };
@@ -18,6 +18,10 @@ use crate::{
         server::{Request, Server},
     },
 };
+
+/// The number that ADDITIONAL-ADDRESS-FAMILY had before RFC 8656, and still has for coturn and its clients. Registered for
+/// nothing else.
+const ADDITIONAL_ADDRESS_FAMILY_OF_THE_DRAFT: AttributeType = AttributeType::new(0x8032);
 
 /// What an Allocate asks for.
 struct Wish {
@@ -36,7 +40,8 @@ impl Wish {
             transport: super::required::<RequestedTransport>(message)?.protocol(),
             family: family(message),
             // Of no other family than IPv6, or the attribute is broken.
-            additional: super::optional::<AdditionalAddressFamily>(message)?.is_some(),
+            additional: super::optional::<AdditionalAddressFamily>(message)?.is_some()
+                || message.has_attribute(ADDITIONAL_ADDRESS_FAMILY_OF_THE_DRAFT),
             even_port: super::optional(message)?,
             reserved: message.has_attribute(ReservationToken::TYPE),
             lifetime: super::optional::<Lifetime>(message)?.map(|lifetime| lifetime.seconds()),

@@ -292,13 +292,13 @@ fn a_client_whose_nat_moved_its_port_does_not_meet_its_own_quota() {
          7s alice/1 < Allocate 401 realm nonce
          10s 1.1.1.1:7 > :49152 still-there?
          10s alice < ChannelData 0x4000 still-there?
-         10s alice/1 > Allocate auth
-         10s alice/1 < Allocate 486 signed
-         11s alice/1 > Allocate auth
-         11s - close :49152
-         11s - ended alice reclaimed 10B out 12B in
-         11s - take :49153
-         11s alice/1 < Allocate ok relayed=5.5.5.5:49153 mapped=9.0.0.1:1001 lifetime=1200 signed
+         12s alice/1 > Allocate auth
+         12s alice/1 < Allocate 486 signed
+         13s alice/1 > Allocate auth
+         13s - close :49152
+         13s - ended alice reclaimed 10B out 12B in
+         13s - take :49153
+         13s alice/1 < Allocate ok relayed=5.5.5.5:49153 mapped=9.0.0.1:1001 lifetime=1200 signed
          14s alice/1 > CreatePermission auth peer=1.1.1.1:7
          14s alice/1 < CreatePermission ok signed
          18s alice/2 > Allocate

@@ -225,6 +225,7 @@ fn attribute(message: &mut Message, word: &str) {
         "lifetime" => message.add(ATTR_LIFETIME, &value.parse::<u32>().unwrap().to_be_bytes()),
         "family" => message.add(AttrType(0x0017), &[value.parse().unwrap(), 0, 0, 0]),
         "additional" => message.add(AttrType(0x8000), &[value.parse().unwrap(), 0, 0, 0]),
+        "additional-of-the-draft" => message.add(AttrType(0x8032), &[value.parse().unwrap(), 0, 0, 0]),
         "even" => message.add(AttrType(0x0018), &[value.parse::<u8>().unwrap() << 7]),
         "token" => message.add(AttrType(0x0022), &[7; 8]),
         "df" => message.add(AttrType(0x001a), &[]),

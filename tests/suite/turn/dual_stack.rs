@@ -47,6 +47,8 @@ fn a_second_address_is_asked_for_alone_and_is_of_ipv6() {
          0s alice < Allocate 400 signed
          0s alice > Allocate auth additional=2 even=1
          0s alice < Allocate 400 signed
+         0s alice > Allocate auth additional-of-the-draft=2 even=1
+         0s alice < Allocate 400 signed
          0s alice > Allocate auth after=additional:2
          0s - take :49152
          0s alice < Allocate ok relayed=5.5.5.5:49152 mapped=9.0.0.1:1000 lifetime=1200 signed
