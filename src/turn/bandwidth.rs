@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::{quota::SECOND, rate::Rate};
+use super::rate::{Rate, SECOND};
 
 /// Bytes that may pass at once however low the rate is: a datagram is never too long for its burst.
 const BURST: u32 = 64 << 10;

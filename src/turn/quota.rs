@@ -14,10 +14,9 @@ use std::{
 use super::{
     FiveTuple,
     bandwidth::{Allowance, Bandwidth, Direction},
+    rate::SECOND,
 };
 
-/// Ticks in a second.
-pub const SECOND: u64 = 1_000_000;
 /// An agent at its quota loses an allocation that has been idle for so many ticks rather than be refused a new one: many
 /// clients vanish without a Refresh of 0.
 const IDLE: u64 = 30 * SECOND;

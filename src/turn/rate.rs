@@ -1,6 +1,9 @@
 //! So many a second, and so many at once: a limit that remembers one number of whoever it limits, the time at which all
 //! that was taken is paid off (the generic cell rate algorithm).
 
+/// The clock of a shard's batches has so many ticks in a second.
+pub const SECOND: u64 = 1_000_000;
+
 /// A limit on a clock that counts from zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {

@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use super::{quota::SECOND, rate::Rate};
+use super::rate::{Rate, SECOND};
 
 /// Places for source prefixes, and how many of them one prefix may be found in.
 const SLOTS: usize = 1 << 16;
