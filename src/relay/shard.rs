@@ -363,10 +363,12 @@ impl Shard {
     /// # Errors
     /// When the client has ended its stream, or broken it.
     fn read_stream(&mut self, now: Now, index: usize, piece: &mut [u8]) -> Result<(), Broken> {
-        for _ in 0..PIECES {
+        for turn in 0.. {
             // Closed by an earlier event of the same batch.
             let Some(stream) = self.streams.get_mut(index) else { return Ok(()) };
-            match stream.read(piece) {
+            // What TLS has decrypted already is read to its end: the poll would not tell of it again.
+            let read = if turn < PIECES { stream.read(piece) } else { stream.read_decrypted(piece) };
+            match read {
                 Ok(length @ 1..) => self.serve_stream(now, index, &piece[..length])?,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Ok(0) | Err(_) => return Err(Broken),

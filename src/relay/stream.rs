@@ -220,12 +220,12 @@ impl Stream {
     /// # Errors
     /// `WouldBlock` when there is nothing yet; anything else when the connection is gone, or its TLS is broken.
     pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let Some(tls) = &mut self.tls else { return self.socket.read(buffer) };
         loop {
-            match tls.reader().read(buffer) {
+            match self.read_decrypted(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 done => return done,
             }
+            let Some(tls) = &mut self.tls else { return self.socket.read(buffer) };
             if tls.read_tls(&mut self.socket)? == 0 {
                 return Ok(0);
             }
@@ -239,6 +239,14 @@ impl Stream {
                 let _ = tls.write_tls(&mut self.socket);
             }
         }
+    }
+
+    /// The same of what needs no more from the socket.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_decrypted(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.tls.as_mut().map_or(Err(io::ErrorKind::WouldBlock.into()), |tls| tls.reader().read(buffer))
     }
 
     /// What has come in part; to be [put back](Self::put_framing).

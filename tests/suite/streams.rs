@@ -210,6 +210,30 @@ async fn frames_in_any_pieces() {
     assert_eq!(alice.next().await, longest);
 }
 
+/// TLS decrypts more at once than is read at once; the rest must not wait for the next packet.
+#[tokio::test]
+async fn a_request_behind_much_data_is_answered() {
+    let host = host("").await;
+    let peer = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let mut alice = Streaming::allocated(host.tls().await).await;
+    let bound =
+        alice.ask(&format!("ChannelBind auth channel=4000 peer={}", peer.local_addr().unwrap())).await;
+    assert!(bound.starts_with("ChannelBind ok"), "{bound}");
+    // A record as long as they come, and a short one right behind it, so many times.
+    let long = alice.say(&format!("ChannelData 4000 {} padded", "x".repeat(16_380)));
+    for times in (1..=12).cycle().take(120) {
+        for _ in 0..times {
+            alice.send(&long).await;
+            let refresh = alice.say("Refresh auth");
+            alice.send(&refresh).await;
+        }
+        for _ in 0..times {
+            let answer = alice.hear().await;
+            assert!(answer.starts_with("Refresh ok"), "{times}: {answer}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn requests_and_the_data_behind_them_in_one_write() {
     let host = host("").await;
