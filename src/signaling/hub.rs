@@ -14,13 +14,13 @@ use serde_json::value::RawValue;
 
 use super::{
     farewell::Farewell,
-    limits::{Bucket, Limits, MAX_CARD},
+    limits::{Bucket, EARLY, INTRODUCED, Limits, MAX_CARD},
     message::{
         Announced, ClientFrame, FrameId, Hello, Incoming, Kind, Listed, Rejected, Resume, ServerFrame,
         SessionId, Unnumbered, Welcome,
     },
     refusal::{CODES, Refusal},
-    session::Session,
+    session::{Full, Session},
 };
 use crate::{
     clock::Now,
@@ -49,6 +49,7 @@ pub struct Hub {
     ready: Vec<ConnectionId>,
     held_bytes: usize,
     last_connection: u64,
+    last_session: u64,
     /// Nobody joins any more.
     closed: bool,
     counters: Counters,
@@ -62,6 +63,10 @@ struct Member {
     /// Unix seconds.
     expires: u64,
     session: Session,
+    /// No other session has it.
+    serial: u64,
+    /// Whose offer or answer this session has had: the sender, and its session.
+    introduced: HashMap<AgentId, u64>,
     connection: Option<ConnectionId>,
     /// Set while there is no connection: the end of the resume window.
     gone_at: Option<Instant>,
@@ -134,6 +139,7 @@ impl Hub {
             ready: Vec::new(),
             held_bytes: 0,
             last_connection: 0,
+            last_session: 0,
             closed: false,
             counters: Counters::default(),
         }
@@ -272,6 +278,9 @@ impl Hub {
             } else if member.gone_at.is_some_and(|at| at <= now.mono) {
                 self.end(now, &agent, None);
             } else {
+                if self.with_session(&agent, |session, _| session.release_due(now.mono)) {
+                    self.wake(&agent);
+                }
                 self.set_deadline(now, &agent);
             }
         }
@@ -348,7 +357,7 @@ impl Hub {
             return Err(Refusal::BadFrame("from is not you".into()));
         }
         match &incoming.frame {
-            ClientFrame::Routed { kind, to: Some(to), body } => self.route(agent, *kind, to, *body),
+            ClientFrame::Routed { kind, to: Some(to), body } => self.route(now, agent, *kind, to, *body),
             ClientFrame::Routed { kind, to: None, body } => self.broadcast(agent, *kind, *body),
             ClientFrame::Update { card } => {
                 self.replace_card(now, agent, Some(card.unwrap_or(RawValue::NULL)));
@@ -372,6 +381,7 @@ impl Hub {
 
     fn route(
         &mut self,
+        now: Now,
         from: &AgentId,
         kind: Kind,
         to: &str,
@@ -388,7 +398,22 @@ impl Hub {
             .ok_or(Refusal::PeerUnavailable)?;
         let to = to.clone();
         let frame = Unnumbered::new(kind, from, Some(&to), body);
-        if self.deliver(&to, frame) { Ok(Done::Delivered) } else { Err(Refusal::QueueFull) }
+        if kind == Kind::IceCandidate && !self.is_introduced(from, &to) {
+            return self.deliver_early(now, from, &to, frame);
+        }
+        let describes = matches!(kind, Kind::Offer | Kind::Answer);
+        if !describes {
+            // What was said before goes before.
+            self.release(from, &to);
+        }
+        self.deliver(&to, frame)?;
+        if describes {
+            self.introduce(from, &to);
+        } else if kind == Kind::Bye {
+            // What comes next belongs to another negotiation.
+            self.member(&to).introduced.remove(from);
+        }
+        Ok(Done::Delivered)
     }
 
     fn broadcast(&mut self, from: &AgentId, kind: Kind, body: Option<&RawValue>) -> Result<Done, Refusal> {
@@ -397,24 +422,70 @@ impl Hub {
         }
         let frame = Unnumbered::new(kind, from, None, body);
         let others = self.others(from);
-        let reached = others.iter().filter(|to| self.deliver(to, frame.clone())).count();
+        others.iter().for_each(|to| self.release(from, to));
+        let reached = others.iter().filter(|to| self.deliver(to, frame.clone()).is_ok()).count();
         Ok(Done::Broadcast(reached))
     }
 
-    /// Whether there was room in the receiver's window, and in all of them together.
-    fn deliver(&mut self, to: &AgentId, frame: Unnumbered) -> bool {
+    /// Puts a frame into the receiver's window.
+    ///
+    /// # Errors
+    /// When that, or all of them together, are full.
+    fn deliver(&mut self, to: &AgentId, frame: Unnumbered) -> Result<(), Refusal> {
+        self.make_room(to, &frame)?;
+        self.with_session(to, |session, limits| session.push(frame, limits))
+            .map_err(|Full| Refusal::QueueFull)?;
+        self.counters.delivered += 1;
+        self.wake(to);
+        Ok(())
+    }
+
+    /// The same for a candidate that came before its sender's first description, without which it is of no use.
+    fn deliver_early(
+        &mut self,
+        now: Now,
+        from: &AgentId,
+        to: &AgentId,
+        frame: Unnumbered,
+    ) -> Result<Done, Refusal> {
+        self.make_room(to, &frame)?;
+        let until = now.mono + EARLY;
+        self.with_session(to, |session, limits| session.push_early(from, frame, until, limits))
+            .map_err(|Full| Refusal::QueueFull)?;
+        self.counters.delivered += 1;
+        self.set_deadline(now, to);
+        Ok(Done::Delivered)
+    }
+
+    fn make_room(&mut self, to: &AgentId, frame: &Unnumbered) -> Result<(), Refusal> {
         if self.held_bytes + frame.size() > self.limits.held_bytes {
             self.with_session(to, |session, _| session.forget_written());
-            if self.held_bytes + frame.size() > self.limits.held_bytes {
-                return false;
-            }
         }
-        let delivered = self.with_session(to, |session, limits| session.push(frame, limits).is_ok());
-        if delivered {
-            self.counters.delivered += 1;
+        if self.held_bytes + frame.size() > self.limits.held_bytes { Err(Refusal::QueueFull) } else { Ok(()) }
+    }
+
+    fn is_introduced(&self, from: &AgentId, to: &AgentId) -> bool {
+        self.members[to].introduced.get(from) == Some(&self.members[from].serial)
+    }
+
+    /// A description of `from` has gone to `to`: candidates that were early follow it, later ones do not wait.
+    fn introduce(&mut self, from: &AgentId, to: &AgentId) {
+        let serial = self.members[from].serial;
+        let mut introduced = std::mem::take(&mut self.member(to).introduced);
+        if introduced.len() >= INTRODUCED {
+            introduced.retain(|sender, serial| self.members.get(sender).is_some_and(|m| m.serial == *serial));
+        }
+        if introduced.len() < INTRODUCED {
+            introduced.insert(from.clone(), serial);
+        }
+        self.member(to).introduced = introduced;
+        self.release(from, to);
+    }
+
+    fn release(&mut self, from: &AgentId, to: &AgentId) {
+        if self.with_session(to, |session, _| session.release(from)) {
             self.wake(to);
         }
-        delivered
     }
 
     fn answer(&mut self, now: Now, agent: &AgentId, id: Option<FrameId<'_>>, outcome: Result<Done, Refusal>) {
@@ -477,11 +548,14 @@ impl Hub {
         fresh: SessionId,
         connection: ConnectionId,
     ) {
+        self.last_session += 1;
         let member = Member {
             room: agent.room.clone(),
             card: card.map(|card| Arc::from(card.to_owned())),
             expires: agent.expires,
             session: Session::new(fresh),
+            serial: self.last_session,
+            introduced: HashMap::new(),
             connection: Some(connection),
             gone_at: None,
             deadline: now.mono,
@@ -598,7 +672,9 @@ impl Hub {
         let member = self.members.get_mut(agent).expect("only members have deadlines");
         let left = Duration::from_secs(member.expires.saturating_sub(now.unix())).min(LONGEST_WAIT);
         let expiry = now.mono + left;
-        let deadline = member.gone_at.map_or(expiry, |gone_at| gone_at.min(expiry));
+        let deadline =
+            [Some(expiry), member.gone_at, member.session.next_release()].into_iter().flatten().min();
+        let deadline = deadline.expect("a token always ends");
         self.deadlines.remove(&(member.deadline, agent.clone()));
         member.deadline = deadline;
         self.deadlines.insert((deadline, agent.clone()));
@@ -953,6 +1029,109 @@ mod tests {
             7s alice > bye to bob id=8
             7s alice < error id=8 code=peerUnavailable
             ",
+        );
+    }
+
+    const ALICE_AND_BOB: &str = "
+            0s alice > hello
+            0s alice < welcome agent=alice room=main resumed=false agentCount=0
+            0s bob > hello
+            0s alice < agentJoined agent=bob
+            0s bob < welcome agent=bob room=main resumed=false agentCount=1 +alice
+            ";
+
+    #[test]
+    fn a_candidate_waits_for_its_senders_first_description() {
+        check(
+            limits(),
+            &(ALICE_AND_BOB.to_owned()
+                + "
+            1s alice > iceCandidate to bob candidate={\"n\":1} id=1
+            1s alice < delivered id=1
+            2s alice > iceCandidate to bob candidate={\"n\":2}
+            3s alice > offer to bob
+            3s bob < offer seq=1 from=alice to=bob polite=true
+            3s bob < iceCandidate seq=2 from=alice to=bob candidate={\"n\":1}
+            3s bob < iceCandidate seq=3 from=alice to=bob candidate={\"n\":2}
+            4s alice > iceCandidate to bob
+            4s bob < iceCandidate seq=4 from=alice to=bob candidate=null
+            5s bob > iceCandidate to alice
+            6s bob > answer to alice
+            6s alice < answer seq=1 from=bob to=alice
+            6s alice < iceCandidate seq=2 from=bob to=alice candidate=null
+            7s alice > bye to bob
+            7s bob < bye seq=5 from=alice to=bob
+            8s alice > iceCandidate to bob
+            9s alice > offer to bob
+            9s bob < offer seq=6 from=alice to=bob polite=true
+            9s bob < iceCandidate seq=7 from=alice to=bob candidate=null
+            "),
+        );
+    }
+
+    #[test]
+    fn a_candidate_waits_five_seconds_at_most_and_keeps_its_place() {
+        check(
+            limits(),
+            &(ALICE_AND_BOB.to_owned()
+                + "
+            1s alice > iceCandidate to bob candidate={\"n\":1}
+            2s alice > iceCandidate to bob candidate={\"n\":2}
+            6s bob < iceCandidate seq=1 from=alice to=bob candidate={\"n\":1}
+            7s bob < iceCandidate seq=2 from=alice to=bob candidate={\"n\":2}
+            8s alice > iceCandidate to bob candidate={\"n\":3}
+            9s alice > message to bob payload=3
+            9s bob < iceCandidate seq=3 from=alice to=bob candidate={\"n\":3}
+            9s bob < message seq=4 from=alice to=bob payload=3
+            10s alice > iceCandidate to bob candidate={\"n\":4}
+            10s alice > message payload=5
+            10s bob < iceCandidate seq=5 from=alice to=bob candidate={\"n\":4}
+            10s bob < message seq=6 from=alice payload=5
+            "),
+        );
+    }
+
+    #[test]
+    fn early_candidates_take_room_and_survive_a_dropped_socket() {
+        check(
+            Limits { window_messages: 2, ..limits() },
+            &(ALICE_AND_BOB.to_owned()
+                + "
+            1s bob ! drops
+            1s alice > iceCandidate to bob candidate={\"n\":1}
+            1s alice > iceCandidate to bob candidate={\"n\":2}
+            1s alice > iceCandidate to bob candidate={\"n\":3} id=3
+            1s alice < error id=3 code=queueFull retryAfter=1
+            7s bob2 > hello resume=0
+            7s bob2 < welcome agent=bob room=main resumed=true agentCount=1 +alice
+            7s bob2 < iceCandidate seq=1 from=alice to=bob candidate={\"n\":1}
+            7s bob2 < iceCandidate seq=2 from=alice to=bob candidate={\"n\":2}
+            8s alice > iceCandidate to bob candidate={\"n\":4}
+            9s alice ! leaves
+            9s bob2 < agentLeft agent=alice
+            13s bob2 < iceCandidate seq=3 from=alice to=bob candidate={\"n\":4}
+            14s bob2 ! waits
+            "),
+        );
+    }
+
+    #[test]
+    fn a_new_session_of_the_sender_is_introduced_anew() {
+        check(
+            limits(),
+            &(ALICE_AND_BOB.to_owned()
+                + "
+            1s alice > offer to bob
+            1s bob < offer seq=1 from=alice to=bob polite=true
+            2s alice ! leaves
+            2s bob < agentLeft agent=alice
+            3s alice > hello
+            3s alice < welcome agent=alice room=main resumed=false agentCount=1 +bob
+            3s bob < agentJoined agent=alice
+            4s alice > iceCandidate to bob
+            9s bob < iceCandidate seq=2 from=alice to=bob candidate=null
+            10s bob ! waits
+            "),
         );
     }
 

@@ -13,6 +13,12 @@ pub const MAX_ASIDES: usize = 1024;
 /// The same in bytes.
 pub const MAX_ASIDE_BYTES: usize = 1 << 20;
 
+/// How long a candidate waits for its sender's first offer or answer to the same agent.
+pub const EARLY: Duration = Duration::from_secs(5);
+
+/// Senders that one session remembers to have had a description from.
+pub const INTRODUCED: usize = 1024;
+
 /// What one agent, one room, and all of them together may take.
 #[derive(Clone, Debug)]
 pub struct Limits {

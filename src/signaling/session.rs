@@ -3,7 +3,7 @@
 //! A session outlives its connection. What is written stays for replay as long as there is room; only what is not
 //! written yet fills the window.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Instant};
 
 use bytes::Bytes;
 
@@ -11,6 +11,7 @@ use super::{
     limits::{Limits, MAX_ASIDE_BYTES, MAX_ASIDES},
     message::{SessionId, Unnumbered},
 };
+use crate::credentials::token::AgentId;
 
 /// The frames of one session, written and not.
 #[derive(Debug)]
@@ -21,6 +22,9 @@ pub struct Session {
     written: VecDeque<Numbered>,
     /// To be written, in order.
     waiting: VecDeque<Waiting>,
+    /// Candidates that came before their sender's first description, in the order in which they came.
+    early: Vec<Early>,
+    early_bytes: usize,
     written_bytes: usize,
     waiting_frames: usize,
     waiting_bytes: usize,
@@ -32,6 +36,14 @@ pub struct Session {
 struct Numbered {
     seq: u64,
     frame: Unnumbered,
+}
+
+#[derive(Debug)]
+struct Early {
+    from: AgentId,
+    frame: Unnumbered,
+    /// It waits no longer.
+    until: Instant,
 }
 
 #[derive(Debug)]
@@ -57,6 +69,8 @@ impl Session {
             last_seq: 0,
             written: VecDeque::new(),
             waiting: VecDeque::new(),
+            early: Vec::new(),
+            early_bytes: 0,
             written_bytes: 0,
             waiting_frames: 0,
             waiting_bytes: 0,
@@ -73,7 +87,7 @@ impl Session {
     /// Bytes held for delivery and replay.
     #[must_use]
     pub fn held_bytes(&self) -> usize {
-        self.written_bytes + self.waiting_bytes
+        self.written_bytes + self.waiting_bytes + self.early_bytes
     }
 
     /// Numbers a frame and lets it wait to be written. Written ones make room for it, oldest first.
@@ -81,22 +95,79 @@ impl Session {
     /// # Errors
     /// When the window is full of frames that are not written yet.
     pub fn push(&mut self, frame: Unnumbered, limits: &Limits) -> Result<(), Full> {
+        self.make_room(&frame, limits)?;
+        self.number(frame);
+        Ok(())
+    }
+
+    /// Takes a candidate into the window that is to be numbered and written only when it is [released](Self::release),
+    /// or at `until`.
+    ///
+    /// # Errors
+    /// When the window is full.
+    pub fn push_early(
+        &mut self,
+        from: &AgentId,
+        frame: Unnumbered,
+        until: Instant,
+        limits: &Limits,
+    ) -> Result<(), Full> {
+        self.make_room(&frame, limits)?;
+        self.early_bytes += frame.size();
+        self.early.push(Early { from: from.clone(), frame, until });
+        Ok(())
+    }
+
+    /// What `from` said early follows now. Tells whether there was anything.
+    pub fn release(&mut self, from: &AgentId) -> bool {
+        self.release_if(|early| early.from == *from)
+    }
+
+    /// What has waited long enough follows now. Tells whether there was anything.
+    pub fn release_due(&mut self, now: Instant) -> bool {
+        self.release_if(|early| early.until <= now)
+    }
+
+    /// When [`Self::release_due`] is next due.
+    #[must_use]
+    pub fn next_release(&self) -> Option<Instant> {
+        self.early.first().map(|early| early.until)
+    }
+
+    fn release_if(&mut self, due: impl Fn(&Early) -> bool) -> bool {
+        let (due, early): (Vec<Early>, _) = std::mem::take(&mut self.early).into_iter().partition(due);
+        self.early = early;
+        let any = !due.is_empty();
+        for Early { frame, .. } in due {
+            self.early_bytes -= frame.size();
+            self.number(frame);
+        }
+        any
+    }
+
+    fn make_room(&mut self, frame: &Unnumbered, limits: &Limits) -> Result<(), Full> {
         let size = frame.size();
-        if self.waiting_frames >= limits.window_messages || self.waiting_bytes + size > limits.window_bytes {
+        let unwritten = self.waiting_frames + self.early.len();
+        if unwritten >= limits.window_messages
+            || self.waiting_bytes + self.early_bytes + size > limits.window_bytes
+        {
             return Err(Full);
         }
-        while self.waiting_frames + self.written.len() >= limits.window_messages
+        while unwritten + self.written.len() >= limits.window_messages
             || self.held_bytes() + size > limits.window_bytes
         {
             if !self.forget_oldest() {
                 break;
             }
         }
+        Ok(())
+    }
+
+    fn number(&mut self, frame: Unnumbered) {
         self.last_seq += 1;
         self.waiting_frames += 1;
-        self.waiting_bytes += size;
+        self.waiting_bytes += frame.size();
         self.waiting.push_back(Waiting::Numbered(Numbered { seq: self.last_seq, frame }));
-        Ok(())
     }
 
     /// Lets an answer or presence wait for the present connection.
