@@ -3,7 +3,7 @@
 //! Frames and `now` go in; what there is to write waits in the sessions, and [`Hub::take_ready`] says for whom.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     ops::Bound,
     sync::Arc,
     time::{Duration, Instant},
@@ -47,6 +47,8 @@ pub struct Hub {
     deadlines: BTreeSet<(Instant, AgentId)>,
     /// Connections that have something to write since the shell last asked.
     ready: Vec<ConnectionId>,
+    /// Sessions that may keep written frames for replay; who began first is first.
+    keepers: BTreeMap<u64, AgentId>,
     held_bytes: usize,
     last_connection: u64,
     last_session: u64,
@@ -71,6 +73,8 @@ struct Member {
     /// Set while there is no connection: the end of the resume window.
     gone_at: Option<Instant>,
     deadline: Instant,
+    /// Its place among the keepers.
+    keeper: Option<u64>,
     bucket: Bucket,
 }
 
@@ -137,6 +141,7 @@ impl Hub {
             connections: HashMap::new(),
             deadlines: BTreeSet::new(),
             ready: Vec::new(),
+            keepers: BTreeMap::new(),
             held_bytes: 0,
             last_connection: 0,
             last_session: 0,
@@ -214,6 +219,10 @@ impl Hub {
                 let member = self.members.get_mut(agent).expect("a live line has a member");
                 let frame = member.session.pop()?;
                 self.counters.frames_out += 1;
+                if member.keeper.is_none() && member.session.keeps_written() {
+                    member.keeper = Some(self.counters.frames_out);
+                    self.keepers.insert(self.counters.frames_out, agent.clone());
+                }
                 Some(Outgoing::Frame(frame))
             }
         }
@@ -260,6 +269,7 @@ impl Hub {
         }
         self.rooms.clear();
         self.deadlines.clear();
+        self.keepers.clear();
         self.held_bytes = 0;
     }
 
@@ -457,11 +467,24 @@ impl Hub {
         Ok(Done::Delivered)
     }
 
+    /// Lets go of what is written, the receiver's first, then everybody's, until all together have room.
+    ///
+    /// # Errors
+    /// When they are full of frames that are not written yet.
     fn make_room(&mut self, to: &AgentId, frame: &Unnumbered) -> Result<(), Refusal> {
-        if self.held_bytes + frame.size() > self.limits.held_bytes {
+        if !self.has_room(frame) {
             self.with_session(to, |session, _| session.forget_written());
         }
-        if self.held_bytes + frame.size() > self.limits.held_bytes { Err(Refusal::QueueFull) } else { Ok(()) }
+        while !self.has_room(frame) {
+            let (_, keeper) = self.keepers.pop_first().ok_or(Refusal::QueueFull)?;
+            self.member(&keeper).keeper = None;
+            self.with_session(&keeper, |session, _| session.forget_written());
+        }
+        Ok(())
+    }
+
+    fn has_room(&self, frame: &Unnumbered) -> bool {
+        self.held_bytes + frame.size() <= self.limits.held_bytes
     }
 
     fn is_introduced(&self, from: &AgentId, to: &AgentId) -> bool {
@@ -559,6 +582,7 @@ impl Hub {
             connection: Some(connection),
             gone_at: None,
             deadline: now.mono,
+            keeper: None,
             bucket: Bucket::new(now.mono),
         };
         self.members.insert(agent.id.clone(), member);
@@ -630,6 +654,7 @@ impl Hub {
         let member = self.members.remove(agent).expect("just seen");
         self.held_bytes -= member.session.held_bytes();
         self.deadlines.remove(&(member.deadline, agent.clone()));
+        member.keeper.map(|place| self.keepers.remove(&place));
         if let Some(everybody) = self.rooms.get_mut(&member.room) {
             everybody.remove(agent);
             if everybody.is_empty() {
@@ -1534,6 +1559,26 @@ mod tests {
     }
 
     #[test]
+    fn what_others_have_read_fills_nobodys_window() {
+        check(
+            Limits { held_bytes: 60, ..limits() },
+            &(ALICE_AND_BOB.to_owned()
+                + "
+            1s bob > message to alice payload=12345
+            1s alice < message seq=1 from=bob to=alice payload=12345
+            2s alice > message to bob payload=12345 id=1
+            2s alice < delivered id=1
+            2s bob < message seq=1 from=alice to=bob payload=12345
+            3s alice ! drops
+            3s alice > hello resume=0
+            3s alice < welcome agent=alice room=main resumed=false agentCount=1 +bob
+            3s bob < agentLeft agent=alice
+            3s bob < agentJoined agent=alice
+            "),
+        );
+    }
+
+    #[test]
     fn a_restart_spreads_the_agents_return() {
         let mut play = Play::new(limits());
         for name in ["alice", "bob", "carol"] {
@@ -1609,10 +1654,13 @@ mod tests {
         for (agent, member) in &hub.members {
             assert!(hub.deadlines.contains(&(member.deadline, agent.clone())));
             assert_ne!(member.connection.is_some(), member.gone_at.is_some());
+            assert!(!member.session.keeps_written() || member.keeper.is_some());
             if let Some(connection) = member.connection {
                 assert!(matches!(&hub.connections[&connection], Line::Live(live) if live == agent));
             }
         }
+        let keepers = hub.members.iter().filter_map(|(agent, member)| Some((member.keeper?, agent.clone())));
+        assert_eq!(keepers.collect::<BTreeMap<_, _>>(), hub.keepers);
         let live = hub.connections.values().filter(|line| matches!(line, Line::Live(_))).count();
         assert_eq!(live, hub.members.values().filter(|member| member.connection.is_some()).count());
         let held: usize = hub.members.values().map(|member| member.session.held_bytes()).sum();

@@ -245,6 +245,12 @@ impl Session {
         (self.asides, self.aside_bytes) = (0, 0);
     }
 
+    /// Whether anything is held for replay alone.
+    #[must_use]
+    pub fn keeps_written(&self) -> bool {
+        !self.written.is_empty()
+    }
+
     /// Lets go of all that is written, when memory is short everywhere.
     pub fn forget_written(&mut self) {
         self.written = VecDeque::new();
