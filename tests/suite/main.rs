@@ -10,6 +10,7 @@ mod front;
 mod http;
 mod layers;
 mod loopback;
+mod promise;
 mod relay;
 mod signaling;
 mod streams;
