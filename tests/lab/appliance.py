@@ -55,8 +55,8 @@ class Appliance:
         self.process.wait()
         self.drain.wait()
 
-    def token(self, agent):
-        return run(BINARY, "--config", str(self.config), "token", agent).strip()
+    def token(self, agent, *flags):
+        return run(BINARY, "--config", str(self.config), "token", agent, *flags).strip()
 
     def metrics(self):
         """Every number at /metrics, by name and labels."""

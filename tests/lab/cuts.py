@@ -1,0 +1,88 @@
+"""Agents whose connections are cut all the time, anywhere and in every way, lose nothing that they were promised.
+
+A frame answered `delivered` arrives once and in order; one that was not answered before the connection broke arrives once or
+not at all. No cut here is so long that a session could not be resumed, so that each resumption must succeed.
+Usage: cuts.py [SEED [TRANSPORT …]]: what is drawn again with the same seed, and what the agents use in turn.
+"""
+
+import json
+import pathlib
+import random
+import subprocess
+import sys
+import tempfile
+import time
+
+from agents import PYTHON
+from appliance import Appliance
+from net import Net
+
+ROOMS, AGENTS = ("one", "two"), 10
+# The first time is for the heap.
+WARM_UP, SECONDS = 15, 60
+# They all come from one address, again and again.
+SETTINGS = "handshakes_per_second_per_address = 0"
+
+
+def main(seed=None, *transports):
+    seed = int(seed) if seed else random.randrange(1 << 32)
+    print(f"seed {seed}", flush=True)
+    checks = []
+    with tempfile.TemporaryDirectory(prefix="halfway-lab-") as scratch, Net() as net:
+        with Appliance(net, pathlib.Path(scratch), settings=SETTINGS) as appliance:
+            orders = {"seed": seed, "transports": transports or ["wss"], "ca": str(appliance.ca)}
+            orders["rooms"] = [
+                {f"{room}-{n}": appliance.token(f"{room}-{n}", "--room", room) for n in range(AGENTS)} for room in ROOMS
+            ]
+            for ok, line in run(net, appliance, orders):
+                print("ok  " if ok else "FAIL", line, flush=True)
+                checks.append(ok)
+    print(f"{checks.count(True)} passed, {checks.count(False)} failed")
+    return 0 if all(checks) else 1
+
+
+def run(net, appliance, orders):
+    yield from promises(talk(net, {**orders, "seconds": WARM_UP}))
+    yield from ends(appliance)
+    resident, descriptors = appliance.resident(), appliance.descriptors()
+    yield from promises(talk(net, {**orders, "seconds": SECONDS}))
+    yield from ends(appliance)
+    grown, left = appliance.resident() - resident, appliance.descriptors() - descriptors
+    yield left <= 0, f"descriptors more than before: {left}"
+    yield abs(grown) <= 2_048, f"resident memory: {resident} KiB, and {grown:+} KiB after {SECONDS} s of cuts"
+    said = appliance.log_file.read_text()
+    yield not said, f"logged: {said or 'nothing'}"
+
+
+def talk(net, orders):
+    """The report of agents that talk inside, where Halfway is."""
+    command = net.public.command(PYTHON, pathlib.Path(__file__).with_name("talkers.py"))
+    limit = orders["seconds"] + 60
+    talked = subprocess.run(command, input=json.dumps(orders), stdout=subprocess.PIPE, text=True, timeout=limit, check=True)
+    return json.loads(talked.stdout)
+
+
+def promises(report):
+    cuts = ", ".join(f"{count} {kind}" for kind, count in sorted(report["cuts"].items()))
+    yield len(report["cuts"]) == 5, f"connections: {report['connections']}; {cuts}"
+    yield report["resumed"] > 0, f"sessions resumed: {report['resumed']} times"
+    yield report["kept"] == report["promised"], f"{report['kept']} of {report['promised']} frames came as promised"
+    yield report["in_doubt"] > 0, f"not answered before a cut: {report['in_doubt']}, of which {report['arrived']} came"
+    wrongs = "".join(f"\n     {wrong}" for wrong in report["wrongs"][:20])
+    yield not report["wrongs"], f"twice, out of order, changed, refused or not resumed: {len(report['wrongs'])}{wrongs}"
+
+
+def ends(appliance):
+    """Every agent has left; Halfway has a moment to hear of the last connections' ends."""
+    names, until = ("agents", "agent_connections", "rooms", "held_bytes", "connections"), time.monotonic() + 10
+    while True:
+        numbers = appliance.metrics()
+        left = [numbers[f"halfway_{name}"] for name in names]
+        if not any(left) or time.monotonic() > until:
+            break
+        time.sleep(0.2)
+    yield not any(left), "left in the end: " + ", ".join(f"{number:.0f} {name}" for number, name in zip(left, names))
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
