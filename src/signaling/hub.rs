@@ -14,13 +14,16 @@ use serde_json::value::RawValue;
 
 use super::{
     farewell::Farewell,
-    limits::{Bucket, EARLY, INTRODUCED, Limits, MAX_CARD},
+    limits::{
+        BETWEEN_REQUESTS, Bucket, EARLY, INTRODUCED, Limits, MAX_ASIDE_BYTES,
+        MAX_ASIDE_BYTES_BETWEEN_REQUESTS, MAX_CARD,
+    },
     message::{
         Announced, ClientFrame, FrameId, Hello, Incoming, Kind, Listed, Rejected, Resume, ServerFrame,
         SessionId, Unnumbered, Welcome,
     },
     refusal::{CODES, Refusal},
-    session::{Full, Session},
+    session::{Full, Gone, Session},
 };
 use crate::{
     clock::Now,
@@ -70,6 +73,8 @@ struct Member {
     /// Whose offer or answer this session has had: the sender, and its session.
     introduced: HashMap<AgentId, u64>,
     connection: Option<ConnectionId>,
+    /// It comes and goes: what nobody numbered waits for it too.
+    by_request: bool,
     /// Set while there is no connection: the end of the resume window.
     gone_at: Option<Instant>,
     deadline: Instant,
@@ -162,37 +167,122 @@ impl Hub {
         hello: &Hello<'_>,
         join: Join<'_>,
     ) -> Result<ConnectionId, Refusal> {
-        if self.closed {
-            return Err(Refusal::Unavailable("going down: try again soon"));
-        }
-        if !self.members.contains_key(&agent.id) && self.members.len() >= self.limits.agents {
-            return Err(Refusal::Unavailable("too many agents: try again later"));
-        }
-        self.counters.frames_in += 1;
+        self.admit(&agent.id)?;
         self.last_connection += 1;
         let connection = ConnectionId(self.last_connection);
-        let resumed = self.resume(now, agent, hello.resume.as_ref(), connection);
-        if resumed {
-            self.replace_card(now, &agent.id, hello.card);
-        } else {
-            self.end(now, &agent.id, Some(Farewell::Replaced));
-            self.start(now, agent, hello.card, join.fresh, connection);
-        }
+        let welcome = self.enter(now, agent, hello, join, Some(connection));
         self.connections.insert(connection, Line::Live(agent.id.clone()));
-        self.welcome(agent, resumed, join.id, join.ice);
+        let member = self.member(&agent.id);
+        member.by_request = false;
+        member.session.push_welcome(welcome);
         self.ready.push(connection);
         Ok(connection)
+    }
+
+    /// The same for an agent without a connection, which asks by requests. The welcome is the answer.
+    ///
+    /// # Errors
+    /// When there are too many agents already, or this one begins too often.
+    pub fn join_by_request(
+        &mut self,
+        now: Now,
+        agent: &Agent,
+        hello: &Hello<'_>,
+        join: Join<'_>,
+    ) -> Result<Bytes, Refusal> {
+        self.admit(&agent.id)?;
+        if self.members.contains_key(&agent.id) {
+            self.spend(now, &agent.id)?;
+        }
+        let welcome = self.enter(now, agent, hello, join, None);
+        self.member(&agent.id).by_request = true;
+        self.set_gone_at(now, &agent.id);
+        Ok(welcome)
+    }
+
+    /// A request of an agent that has a session, which lives on: the one called `session`, or any in the room.
+    ///
+    /// # Errors
+    /// When the agent has no such session.
+    pub fn visit(&mut self, now: Now, agent: &Agent, session: Option<&str>) -> Result<(), Gone> {
+        let known = |member: &&mut Member| {
+            member.room == agent.room && session.is_none_or(|session| member.session.id().as_str() == session)
+        };
+        let member = self.members.get_mut(&agent.id).filter(known).ok_or(Gone)?;
+        member.expires = member.expires.max(agent.expires);
+        if member.connection.is_none() {
+            member.by_request = true;
+            self.set_gone_at(now, &agent.id);
+        }
+        Ok(())
+    }
+
+    /// Does what a frame of an agent with a session asks for. There is always an answer.
+    pub fn ask(&mut self, now: Now, agent: &AgentId, incoming: Result<Incoming<'_>, Rejected<'_>>) -> Bytes {
+        let (id, outcome) = self.perform(now, agent, incoming);
+        self.respond(id, outcome).to_bytes()
+    }
+
+    /// The same for a `renew`.
+    pub fn ask_renewal(
+        &mut self,
+        now: Now,
+        agent: &AgentId,
+        id: Option<FrameId<'_>>,
+        token: Result<Agent, TokenRefusal>,
+    ) -> Bytes {
+        let outcome = self.perform_renewal(now, agent, token);
+        self.respond(id, outcome).to_bytes()
+    }
+
+    /// Counts a request of an agent with a session like a frame.
+    ///
+    /// # Errors
+    /// When there were too many.
+    pub fn charge(&mut self, now: Now, agent: &AgentId) -> Result<(), Refusal> {
+        self.counters.frames_in += 1;
+        self.spend(now, agent)
+    }
+
+    /// An agent that asks by requests waits for frames after number `after`: until it leaves, that is its connection.
+    ///
+    /// # Errors
+    /// When it has no such session, or what it asks for is no longer held.
+    pub fn listen(
+        &mut self,
+        now: Now,
+        agent: &Agent,
+        session: &str,
+        after: u64,
+    ) -> Result<ConnectionId, Gone> {
+        self.visit(now, agent, Some(session))?;
+        self.with_session(&agent.id, |session, _| session.rewind(after))?;
+        self.last_connection += 1;
+        let connection = ConnectionId(self.last_connection);
+        self.connections.insert(connection, Line::Live(agent.id.clone()));
+        let member = self.member(&agent.id);
+        member.by_request = true;
+        member.gone_at = None;
+        if let Some(older) = member.connection.replace(connection) {
+            self.dismiss(older, Farewell::Replaced);
+        }
+        self.set_deadline(now, &agent.id);
+        self.ready.push(connection);
+        Ok(connection)
+    }
+
+    /// Takes the frames of one kind that wait for an agent with a session: with that they have arrived.
+    pub fn take(&mut self, agent: &AgentId, kind: Kind) -> Vec<Bytes> {
+        let taken = self.with_session(agent, |session, _| session.take(kind));
+        self.counters.frames_out += taken.len() as u64;
+        taken
     }
 
     /// Does what a frame asks for, or answers why not.
     pub fn handle(&mut self, now: Now, from: ConnectionId, incoming: Result<Incoming<'_>, Rejected<'_>>) {
         let Some(Line::Live(agent)) = self.connections.get(&from) else { return };
         let agent = agent.clone();
-        self.counters.frames_in += 1;
-        let (id, outcome) = match incoming {
-            Ok(incoming) => (incoming.id, self.obey(now, &agent, &incoming)),
-            Err(rejected) => (rejected.id, self.spend(now, &agent).and(Err(rejected.refusal))),
-        };
+        let (id, outcome) = self.perform(now, &agent, incoming);
         self.answer(now, &agent, id, outcome);
     }
 
@@ -206,8 +296,7 @@ impl Hub {
     ) {
         let Some(Line::Live(agent)) = self.connections.get(&from) else { return };
         let agent = agent.clone();
-        self.counters.frames_in += 1;
-        let outcome = self.spend(now, &agent).and_then(|()| self.extend(now, &agent, &token?));
+        let outcome = self.perform_renewal(now, &agent, token);
         self.answer(now, &agent, id, outcome);
     }
 
@@ -245,7 +334,8 @@ impl Hub {
     /// The connection is over.
     pub fn leave(&mut self, now: Now, connection: ConnectionId, departure: Departure) {
         let Some(Line::Live(agent)) = self.connections.remove(&connection) else { return };
-        if departure == Departure::Left || self.limits.resume_window.is_zero() {
+        let stays = self.members[&agent].by_request || !self.limits.resume_window.is_zero();
+        if departure == Departure::Left || !stays {
             self.end(now, &agent, None);
         } else {
             self.detach(now, &agent);
@@ -361,6 +451,30 @@ enum Done {
 
 // Frames.
 impl Hub {
+    fn perform<'a>(
+        &mut self,
+        now: Now,
+        agent: &AgentId,
+        incoming: Result<Incoming<'a>, Rejected<'a>>,
+    ) -> (Option<FrameId<'a>>, Result<Done, Refusal>) {
+        self.counters.frames_in += 1;
+        match incoming {
+            Ok(incoming) => (incoming.id, self.obey(now, agent, &incoming)),
+            Err(rejected) => (rejected.id, self.spend(now, agent).and(Err(rejected.refusal))),
+        }
+    }
+
+    fn perform_renewal(
+        &mut self,
+        now: Now,
+        agent: &AgentId,
+        token: Result<Agent, TokenRefusal>,
+    ) -> Result<Done, Refusal> {
+        self.counters.frames_in += 1;
+        self.spend(now, agent)?;
+        self.extend(now, agent, &token?)
+    }
+
     fn obey(&mut self, now: Now, agent: &AgentId, incoming: &Incoming<'_>) -> Result<Done, Refusal> {
         self.spend(now, agent)?;
         if incoming.from.as_ref().is_some_and(|from| from != agent.as_str()) {
@@ -511,21 +625,27 @@ impl Hub {
         }
     }
 
+    /// On a connection, success without an `id` is silent.
     fn answer(&mut self, now: Now, agent: &AgentId, id: Option<FrameId<'_>>, outcome: Result<Done, Refusal>) {
-        let frame = match (outcome, id) {
-            (Err(refusal), id) => {
+        if id.is_some() || !matches!(outcome, Ok(Done::Delivered | Done::Broadcast(_))) {
+            let frame = self.respond(id, outcome).to_bytes();
+            self.push_aside(now, agent, frame);
+        }
+    }
+
+    fn respond<'a>(&mut self, id: Option<FrameId<'a>>, outcome: Result<Done, Refusal>) -> ServerFrame<'a> {
+        match outcome {
+            Err(refusal) => {
                 self.count_refusal(&refusal);
                 ServerFrame::error(id, &refusal)
             }
-            (Ok(Done::Pong), id) => ServerFrame::Pong { id },
-            (Ok(Done::Renewed(expires)), id) => {
+            Ok(Done::Pong) => ServerFrame::Pong { id },
+            Ok(Done::Renewed(expires)) => {
                 ServerFrame::Renewed { id, expires_at: std::time::UNIX_EPOCH + Duration::from_secs(expires) }
             }
-            (Ok(Done::Delivered), Some(id)) => ServerFrame::Delivered { id, count: None },
-            (Ok(Done::Broadcast(count)), Some(id)) => ServerFrame::Delivered { id, count: Some(count) },
-            (Ok(Done::Delivered | Done::Broadcast(_)), None) => return,
-        };
-        self.push_aside(now, agent, frame.to_bytes());
+            Ok(Done::Delivered) => ServerFrame::Delivered { id, count: None },
+            Ok(Done::Broadcast(count)) => ServerFrame::Delivered { id, count: Some(count) },
+        }
     }
 
     fn extend(&mut self, now: Now, agent: &AgentId, token: &Agent) -> Result<Done, Refusal> {
@@ -544,7 +664,46 @@ impl Hub {
 
 // Coming and going.
 impl Hub {
-    fn resume(&mut self, now: Now, agent: &Agent, resume: Option<&Resume>, connection: ConnectionId) -> bool {
+    fn admit(&self, agent: &AgentId) -> Result<(), Refusal> {
+        if self.closed {
+            return Err(Refusal::Unavailable("going down: try again soon"));
+        }
+        if !self.members.contains_key(agent) && self.members.len() >= self.limits.agents {
+            return Err(Refusal::Unavailable("too many agents: try again later"));
+        }
+        Ok(())
+    }
+
+    /// Continues the agent's session or starts a new one. Gives the welcome.
+    fn enter(
+        &mut self,
+        now: Now,
+        agent: &Agent,
+        hello: &Hello<'_>,
+        join: Join<'_>,
+        connection: Option<ConnectionId>,
+    ) -> Bytes {
+        self.counters.frames_in += 1;
+        let resumed = self.resume(now, agent, hello.resume.as_ref(), connection);
+        if resumed {
+            self.replace_card(now, &agent.id, hello.card);
+        } else {
+            // Beginning anew is no way around the limits.
+            let bucket = self.members.get(&agent.id).map_or(Bucket::new(now.mono), |member| member.bucket);
+            self.end(now, &agent.id, Some(Farewell::Replaced));
+            self.start(now, agent, hello.card, join.fresh, connection);
+            self.member(&agent.id).bucket = bucket;
+        }
+        self.welcome(agent, resumed, join.id, join.ice)
+    }
+
+    fn resume(
+        &mut self,
+        now: Now,
+        agent: &Agent,
+        resume: Option<&Resume>,
+        connection: Option<ConnectionId>,
+    ) -> bool {
         let Some(resume) = resume else { return false };
         let Some(member) = self.members.get(&agent.id) else { return false };
         if member.room != agent.room || member.session.id().as_str() != resume.session {
@@ -554,9 +713,10 @@ impl Hub {
             return false;
         }
         let member = self.member(&agent.id);
+        member.session.drop_asides();
         member.expires = agent.expires;
         member.gone_at = None;
-        if let Some(older) = member.connection.replace(connection) {
+        if let Some(older) = std::mem::replace(&mut member.connection, connection) {
             self.dismiss(older, Farewell::Replaced);
         }
         self.set_deadline(now, &agent.id);
@@ -569,7 +729,7 @@ impl Hub {
         agent: &Agent,
         card: Option<&RawValue>,
         fresh: SessionId,
-        connection: ConnectionId,
+        connection: Option<ConnectionId>,
     ) {
         self.last_session += 1;
         let member = Member {
@@ -579,7 +739,8 @@ impl Hub {
             session: Session::new(fresh),
             serial: self.last_session,
             introduced: HashMap::new(),
-            connection: Some(connection),
+            connection,
+            by_request: connection.is_none(),
             gone_at: None,
             deadline: now.mono,
             keeper: None,
@@ -592,7 +753,13 @@ impl Hub {
         self.tell_room(now, &agent.id, &joined);
     }
 
-    fn welcome(&mut self, agent: &Agent, resumed: bool, id: Option<FrameId<'_>>, ice: Option<&RawValue>) {
+    fn welcome(
+        &self,
+        agent: &Agent,
+        resumed: bool,
+        id: Option<FrameId<'_>>,
+        ice: Option<&RawValue>,
+    ) -> Bytes {
         let left = self.limits.max_frame.saturating_sub(WELCOME_FRAME + ice.map_or(0, |ice| ice.get().len()));
         let everybody = &self.rooms[&agent.room];
         let mut size = 0;
@@ -606,7 +773,7 @@ impl Hub {
                 size <= left
             })
             .collect();
-        let frame = ServerFrame::Welcome(Welcome {
+        ServerFrame::Welcome(Welcome {
             id,
             agent: &agent.id,
             room: &agent.room,
@@ -618,8 +785,7 @@ impl Hub {
             heartbeat: self.limits.heartbeat.as_secs(),
             limits: self.announced(),
         })
-        .to_bytes();
-        self.member(&agent.id).session.push_welcome(frame);
+        .to_bytes()
     }
 
     fn announced(&self) -> Announced {
@@ -637,11 +803,19 @@ impl Hub {
 
     /// Leaves a session without a connection, to be resumed for a while.
     fn detach(&mut self, now: Now, agent: &AgentId) {
-        let gone_at = now.mono + self.limits.resume_window;
         let member = self.member(agent);
         member.connection = None;
-        member.gone_at = Some(gone_at);
-        member.session.drop_asides();
+        if !member.by_request {
+            member.session.drop_asides();
+        }
+        self.set_gone_at(now, agent);
+    }
+
+    fn set_gone_at(&mut self, now: Now, agent: &AgentId) {
+        let window = self.limits.resume_window;
+        let member = self.member(agent);
+        let window = if member.by_request { window.max(BETWEEN_REQUESTS) } else { window };
+        member.gone_at = Some(now.mono + window);
         self.set_deadline(now, agent);
     }
 
@@ -734,14 +908,23 @@ impl Hub {
         self.rooms.get(room).is_some_and(|everybody| everybody.len() > self.limits.presence_limit)
     }
 
-    /// Lost on an agent without a connection: it learns the present state when it resumes.
+    /// Lost on an agent whose connection broke: it learns the present state when it resumes.
     fn push_aside(&mut self, now: Now, agent: &AgentId, frame: Bytes) {
         let member = self.member(agent);
-        let Some(connection) = member.connection else { return };
-        if member.session.push_aside(frame).is_ok() {
-            self.ready.push(connection);
-        } else {
-            self.hang_up(now, connection);
+        let most = match member.connection {
+            Some(_) => MAX_ASIDE_BYTES,
+            None if member.by_request => MAX_ASIDE_BYTES_BETWEEN_REQUESTS,
+            None => return,
+        };
+        match (member.session.push_aside(frame, most), member.connection) {
+            (Ok(()), connection) => self.ready.extend(connection),
+            (Err(Full), Some(connection)) => self.hang_up(now, connection),
+            (Err(Full), None) => {
+                member.session.drop_asides();
+                let lost = Refusal::Unavailable("presence was lost: ask GET /v1/agents");
+                // There is room for one now.
+                let _ = member.session.push_aside(ServerFrame::error(None, &lost).to_bytes(), most);
+            }
         }
     }
 

@@ -16,6 +16,12 @@ pub const MAX_ASIDE_BYTES: usize = 1 << 20;
 /// How long a candidate waits for its sender's first offer or answer to the same agent.
 pub const EARLY: Duration = Duration::from_secs(5);
 
+/// An agent that asks by requests may be away this long between two of them, if the resume window is not longer.
+pub const BETWEEN_REQUESTS: Duration = Duration::from_secs(30);
+
+/// Bytes of answers and presence that wait for such an agent between two requests.
+pub const MAX_ASIDE_BYTES_BETWEEN_REQUESTS: usize = 65_536;
+
 /// Senders that one session remembers to have had a description from.
 pub const INTRODUCED: usize = 1024;
 

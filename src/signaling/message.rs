@@ -312,7 +312,8 @@ impl fmt::Debug for SessionId {
 pub enum ServerFrame<'a> {
     Welcome(Welcome<'a>),
     Delivered {
-        id: FrameId<'a>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<FrameId<'a>>,
         #[serde(skip_serializing_if = "Option::is_none")]
         count: Option<usize>,
     },
@@ -444,6 +445,11 @@ impl Unnumbered {
         }
         rest.push('}');
         Self { kind, rest: rest.into() }
+    }
+
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
     }
 
     /// What it takes in a window.

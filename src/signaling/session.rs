@@ -8,8 +8,8 @@ use std::{collections::VecDeque, time::Instant};
 use bytes::Bytes;
 
 use super::{
-    limits::{Limits, MAX_ASIDE_BYTES, MAX_ASIDES},
-    message::{SessionId, Unnumbered},
+    limits::{Limits, MAX_ASIDES},
+    message::{Kind, SessionId, Unnumbered},
 };
 use crate::credentials::token::AgentId;
 
@@ -18,6 +18,10 @@ use crate::credentials::token::AgentId;
 pub struct Session {
     id: SessionId,
     last_seq: u64,
+    /// The last number that was written, as far as replay goes.
+    written_up_to: u64,
+    /// The last number that is no longer held although it was written.
+    let_go: u64,
     /// Written, oldest first.
     written: VecDeque<Numbered>,
     /// To be written, in order.
@@ -67,6 +71,8 @@ impl Session {
         Self {
             id,
             last_seq: 0,
+            written_up_to: 0,
+            let_go: 0,
             written: VecDeque::new(),
             waiting: VecDeque::new(),
             early: Vec::new(),
@@ -170,12 +176,12 @@ impl Session {
         self.waiting.push_back(Waiting::Numbered(Numbered { seq: self.last_seq, frame }));
     }
 
-    /// Lets an answer or presence wait for the present connection.
+    /// Lets an answer or presence wait, among `most_bytes` of them.
     ///
     /// # Errors
     /// When too much waits already: the connection does not keep up.
-    pub fn push_aside(&mut self, frame: Bytes) -> Result<(), Full> {
-        if self.asides >= MAX_ASIDES || self.aside_bytes + frame.len() > MAX_ASIDE_BYTES {
+    pub fn push_aside(&mut self, frame: Bytes, most_bytes: usize) -> Result<(), Full> {
+        if self.asides >= MAX_ASIDES || self.aside_bytes + frame.len() > most_bytes {
             return Err(Full);
         }
         self.asides += 1;
@@ -204,10 +210,26 @@ impl Session {
                 self.waiting_frames -= 1;
                 self.waiting_bytes -= numbered.frame.size();
                 self.written_bytes += numbered.frame.size();
+                self.written_up_to = numbered.seq;
                 self.written.push_back(numbered);
                 Some(frame)
             }
         }
+    }
+
+    /// Takes out the frames of one kind that wait to be written: with that they have arrived.
+    pub fn take(&mut self, kind: Kind) -> Vec<Bytes> {
+        let mut taken = Vec::new();
+        self.waiting.retain(|waiting| match waiting {
+            Waiting::Numbered(Numbered { seq, frame }) if frame.kind() == kind => {
+                self.waiting_frames -= 1;
+                self.waiting_bytes -= frame.size();
+                taken.push(frame.numbered(*seq));
+                false
+            }
+            _ => true,
+        });
+        taken
     }
 
     /// Lets go of what has arrived.
@@ -222,13 +244,11 @@ impl Session {
     /// # Errors
     /// When a frame after it is no longer held, or `after` was never sent. Nothing has changed then.
     pub fn rewind(&mut self, after: u64) -> Result<(), Gone> {
-        let next_unwritten = self.last_seq + 1 - self.waiting_frames as u64;
-        let oldest_held = self.written.front().map_or(next_unwritten, |oldest| oldest.seq);
-        if after >= next_unwritten || after + 1 < oldest_held {
+        if after > self.written_up_to || after < self.let_go {
             return Err(Gone);
         }
         self.acknowledge(after);
-        self.drop_asides();
+        self.written_up_to = after;
         while let Some(numbered) = self.written.pop_back() {
             self.written_bytes -= numbered.frame.size();
             self.waiting_frames += 1;
@@ -253,6 +273,7 @@ impl Session {
 
     /// Lets go of all that is written, when memory is short everywhere.
     pub fn forget_written(&mut self) {
+        self.let_go = self.written.back().map_or(self.let_go, |newest| newest.seq);
         self.written = VecDeque::new();
         self.written_bytes = 0;
     }
@@ -260,6 +281,7 @@ impl Session {
     fn forget_oldest(&mut self) -> bool {
         let Some(oldest) = self.written.pop_front() else { return false };
         self.written_bytes -= oldest.frame.size();
+        self.let_go = oldest.seq;
         true
     }
 }
@@ -336,11 +358,12 @@ mod tests {
         for _ in 0..4 {
             session.push(bye(), &limits).unwrap();
         }
-        session.push_aside("0".into()).unwrap();
+        session.push_aside("0".into(), 1000).unwrap();
         assert_eq!(write(&mut session, 3), [1, 2, 3]);
         assert_eq!(session.rewind(4), Err(Gone), "4 was never written");
         assert_eq!(session.rewind(u64::MAX), Err(Gone));
         assert_eq!(session.rewind(1), Ok(()));
+        session.drop_asides();
         session.push_welcome("0".into());
         session.push(bye(), &limits).unwrap();
         assert_eq!(write(&mut session, 9), [0, 2, 3, 4, 5], "the aside is gone, the rest in order");
@@ -352,9 +375,29 @@ mod tests {
     }
 
     #[test]
+    fn frames_of_one_kind_are_taken_and_leave_no_gap() {
+        let limits = limits(4, 1000);
+        let alice = AgentId::parse("a").unwrap();
+        let offer = || Unnumbered::new(Kind::Offer, &alice, None, None);
+        let mut session = session();
+        for frame in [bye(), offer(), bye(), offer()] {
+            session.push(frame, &limits).unwrap();
+        }
+        let taken = session.take(Kind::Offer);
+        let seqs = taken
+            .iter()
+            .map(|frame| serde_json::from_slice::<serde_json::Value>(frame).unwrap()["seq"].clone());
+        assert_eq!(seqs.collect::<Vec<_>>(), [2, 4]);
+        assert_eq!(session.held_bytes(), 2 * bye().size());
+        assert_eq!((session.take(Kind::Offer).len(), write(&mut session, 9)), (0, vec![1, 3]));
+        assert_eq!(session.rewind(0), Ok(()), "what was taken is not missed");
+        assert_eq!(write(&mut session, 9), [1, 3]);
+    }
+
+    #[test]
     fn asides_are_bounded() {
         let mut session = session();
-        let pushed = (0..2000).take_while(|_| session.push_aside("{}".into()).is_ok()).count();
+        let pushed = (0..2000).take_while(|_| session.push_aside("{}".into(), 1 << 20).is_ok()).count();
         assert_eq!(pushed, 1024);
         assert_eq!(session.push(bye(), &limits(1, 1000)), Ok(()), "and take no room in the window");
     }
