@@ -10,10 +10,8 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::{
-    Request, Response,
+    Request,
     body::Incoming,
     header::{self, HeaderValue},
     server::conn::{http1, http2},
@@ -37,13 +35,16 @@ use crate::{
 };
 
 mod agents; // who is in the room
+mod body; // an answer at once, or event by event
 pub mod ice; // ICE server lists: pure, so that `halfway ice` prints the same
 pub mod origin; // which web pages may use us
 pub mod problem; // errors as application/problem+json
 mod routes; // paths, methods, tokens
+mod signal; // the same as the WebSocket, by requests
 mod switchboard; // the one owner of the hub
 mod websocket; // one agent's connection
 
+use body::Open;
 use ice::IceOffer;
 use origin::Origins;
 use switchboard::Switchboard;
@@ -281,8 +282,8 @@ async fn serve_requests(
 ) -> Option<websocket::Upgrade> {
     let (accepted, mut upgrade) = tokio::sync::mpsc::channel(1);
     let answer = |request: Request<Incoming>| {
-        let response = routes::answer(visit, request, &accepted);
-        async { Ok::<Response<Full<Bytes>>, std::convert::Infallible>(response) }
+        let (visit, accepted) = (visit.clone(), accepted.clone());
+        async move { Ok::<_, std::convert::Infallible>(routes::answer(&visit, request, &accepted).await) }
     };
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -309,12 +310,17 @@ async fn serve_requests(
 /// HTTP/2: as many requests at once as [`MAX_STREAMS`], and no WebSocket: who wants one connects for it alone.
 async fn serve_streams(visit: &Visit, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
     let (nobody, _) = tokio::sync::mpsc::channel(1);
-    let (asking, mut asked) = watch::channel(());
+    let (open, mut opened) = watch::channel(0);
+    let open = Arc::new(open);
     let answer = |mut request: Request<Incoming>| {
-        asking.send_replace(());
+        let open = Open::new(&open);
         name_host(&mut request);
-        let response = routes::answer(visit, request, &nobody);
-        async { Ok::<Response<Full<Bytes>>, std::convert::Infallible>(response) }
+        let (visit, nobody) = (visit.clone(), nobody.clone());
+        async move {
+            let mut response = routes::answer(&visit, request, &nobody).await;
+            response.body_mut().hold(open);
+            Ok::<_, std::convert::Infallible>(response)
+        }
     };
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
@@ -323,7 +329,11 @@ async fn serve_streams(visit: &Visit, stream: impl AsyncRead + AsyncWrite + Unpi
         .serve_connection(TokioIo::new(stream), service_fn(answer));
     let mut connection = std::pin::pin!(connection);
     let mut shutdown = visit.shutdown.clone();
-    let quiet = async { while let Ok(Ok(())) = timeout(visit.front.patience.head, asked.changed()).await {} };
+    let quiet = async {
+        while opened.wait_for(|open| *open == 0).await.is_ok()
+            && let Ok(Ok(())) = timeout(visit.front.patience.head, opened.changed()).await
+        {}
+    };
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = async { tokio::select! { () = quiet => {}, () = turned_true(&mut shutdown) => {} } } => {

@@ -28,9 +28,9 @@ impl Origins {
     }
 
     /// What tells a browser that its page may read the answer.
-    pub(super) fn share(&self, request: &HeaderMap, answer: &mut HeaderMap) {
-        let Some(origin) = request.get(header::ORIGIN) else { return };
-        let shared_with = if self.all { HeaderValue::from_static("*") } else { origin.clone() };
+    pub(super) fn share(&self, origin: Option<HeaderValue>, answer: &mut HeaderMap) {
+        let Some(origin) = origin else { return };
+        let shared_with = if self.all { HeaderValue::from_static("*") } else { origin };
         answer.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, shared_with);
         answer.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("Link, Retry-After"));
         answer.append(header::VARY, HeaderValue::from_static("Origin"));
@@ -39,10 +39,10 @@ impl Origins {
 
 /// The answer to a preflight, beside [`Origins::share`].
 pub(super) fn permit(answer: &mut HeaderMap) {
-    answer.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET"));
+    answer.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST"));
     answer.insert(
         header::ACCESS_CONTROL_ALLOW_HEADERS,
-        HeaderValue::from_static("Authorization, Content-Type"),
+        HeaderValue::from_static("Authorization, Content-Type, Halfway-Session, Last-Event-ID"),
     );
     answer.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
 }

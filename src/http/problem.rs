@@ -2,14 +2,13 @@
 
 use std::borrow::Cow;
 
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::{
     Response, StatusCode,
     header::{self, HeaderName, HeaderValue},
 };
 use serde::Serialize;
 
+use super::body::Body;
 use crate::{credentials::token::TokenRefusal, signaling::refusal::Refusal};
 
 /// A request that is not answered as asked.
@@ -22,7 +21,7 @@ pub struct Problem {
 }
 
 #[derive(Serialize)]
-struct Body<'a> {
+struct Details<'a> {
     r#type: &'static str,
     title: &'static str,
     status: u16,
@@ -52,9 +51,14 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, "notFound", "nothing is served here")
     }
 
-    pub(super) fn method_not_allowed() -> Self {
-        Self::new(StatusCode::METHOD_NOT_ALLOWED, "badRequest", "this takes GET")
-            .with(header::ALLOW, HeaderValue::from_static("GET, OPTIONS"))
+    /// `allowed` as the header `Allow` has it.
+    pub(super) fn method_not_allowed(allowed: &'static str) -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "badRequest", format!("this takes {allowed}"))
+            .with(header::ALLOW, HeaderValue::from_static(allowed))
+    }
+
+    pub(super) fn gone() -> Self {
+        Self::new(StatusCode::GONE, "gone", "no such session, or no longer those frames: begin with hello")
     }
 
     pub(super) fn too_large() -> Self {
@@ -76,18 +80,38 @@ impl Problem {
         Self { header: Some((name, value)), ..self }
     }
 
-    pub(super) fn response(self) -> Response<Full<Bytes>> {
+    pub(super) fn response(self) -> Response<Body> {
         let title = self.status.canonical_reason().unwrap_or("Error");
         let Self { status, code, detail, header } = self;
-        let body = Body { r#type: "about:blank", title, status: status.as_u16(), code, detail: &detail };
+        let body = Details { r#type: "about:blank", title, status: status.as_u16(), code, detail: &detail };
         let body = serde_json::to_vec(&body).expect("strings and a number become JSON");
-        let mut response = Response::new(Full::new(body.into()));
+        let mut response = Response::new(Body::from(body));
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.extend(header);
         response
+    }
+}
+
+/// What a frame would be told, as a status.
+impl From<&Refusal> for Problem {
+    fn from(refusal: &Refusal) -> Self {
+        let status = match refusal {
+            Refusal::Token(refusal) => return (*refusal).into(),
+            Refusal::Forbidden(_) => StatusCode::FORBIDDEN,
+            Refusal::BadFrame(_) => StatusCode::BAD_REQUEST,
+            Refusal::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Refusal::RateLimited(_) | Refusal::QueueFull => StatusCode::TOO_MANY_REQUESTS,
+            Refusal::PeerUnavailable => StatusCode::NOT_FOUND,
+            Refusal::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        let problem = Self::new(status, refusal.code(), refusal.to_string());
+        match refusal.retry_after() {
+            Some(seconds) => problem.with(header::RETRY_AFTER, seconds.into()),
+            None => problem,
+        }
     }
 }
 

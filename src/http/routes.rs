@@ -2,11 +2,9 @@
 
 use std::{borrow::Cow, sync::atomic::Ordering, time::Duration};
 
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode,
-    body::{Body, Incoming},
+    body::{Body as _, Incoming},
     header::{self, HeaderName, HeaderValue},
 };
 use percent_encoding::percent_decode_str;
@@ -15,20 +13,23 @@ use tokio::sync::mpsc;
 
 use super::{
     Visit, agents,
+    body::Body,
     ice::{self, IceList},
     origin,
     problem::Problem,
-    websocket,
+    signal, websocket,
 };
 use crate::{
     clock::{self, Now},
     credentials::token::Agent,
+    signaling::message::Kind,
 };
 
-/// No route reads a body; hyper drains a small one and a larger one is refused.
+/// Bytes of a body, where one is read; elsewhere hyper drains a small one and a larger one is refused.
 const MAX_BODY: u64 = 65_536;
+const MAX_READ_BODY: u64 = 1 << 20;
 
-pub(super) type Answer = Response<Full<Bytes>>;
+pub(super) type Answer = Response<Body>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Route {
@@ -39,11 +40,55 @@ enum Route {
     TurnRest,
     Agents,
     WebSocket,
+    Signal,
+    /// `/signal/{agent}/…`, where something of this kind is sent.
+    Send(Kind),
+    /// The same, where it is taken.
+    Take(Kind),
 }
+
+impl Route {
+    fn of(path: &str, is_admin: bool) -> Option<Self> {
+        let table = if is_admin { ADMIN } else { PUBLIC };
+        let known = table.iter().find(|(known, _)| *known == path).map(|(_, route)| *route);
+        known.or_else(|| if is_admin { None } else { Self::of_simple_form(path) })
+    }
+
+    fn of_simple_form(path: &str) -> Option<Self> {
+        let [agent, what] = path.strip_prefix("/signal/")?.split('/').collect::<Vec<_>>()[..] else {
+            return None;
+        };
+        let (_, route) = SIMPLE.iter().find(|(known, _)| *known == what && !agent.is_empty())?;
+        Some(*route)
+    }
+
+    /// As the header `Allow` has it.
+    fn methods(self) -> &'static str {
+        match self {
+            Self::Signal => "GET, POST, OPTIONS",
+            Self::Send(_) => "POST, OPTIONS",
+            _ => "GET, OPTIONS",
+        }
+    }
+
+    fn takes(self, method: &Method) -> bool {
+        self.methods().split(", ").any(|allowed| allowed == method.as_str())
+    }
+}
+
+const SIMPLE: [(&str, Route); 6] = [
+    ("offer", Route::Send(Kind::Offer)),
+    ("answer", Route::Send(Kind::Answer)),
+    ("candidate", Route::Send(Kind::IceCandidate)),
+    ("offers", Route::Take(Kind::Offer)),
+    ("answers", Route::Take(Kind::Answer)),
+    ("candidates", Route::Take(Kind::IceCandidate)),
+];
 
 const PUBLIC: &[(&str, Route)] = &[
     ("/v1/ice", Route::Ice),
     ("/v1/ws", Route::WebSocket),
+    ("/v1/signal", Route::Signal),
     ("/v1/agents", Route::Agents),
     ("/turn", Route::TurnRest),
     ("/healthz", Route::Healthz),
@@ -54,9 +99,9 @@ const ADMIN: &[(&str, Route)] =
     &[("/metrics", Route::Metrics), ("/healthz", Route::Healthz), ("/readyz", Route::Readyz)];
 
 /// Answers one request; an upgrade that was agreed to goes into `accepted`.
-pub(super) fn answer(
+pub(super) async fn answer(
     visit: &Visit,
-    mut request: Request<Incoming>,
+    request: Request<Incoming>,
     accepted: &mpsc::Sender<websocket::Upgrade>,
 ) -> Answer {
     let counts = &visit.front.counts;
@@ -66,38 +111,43 @@ pub(super) fn answer(
         counts.problems.fetch_add(1, Ordering::Relaxed);
         return Problem::forbidden("this origin is not in http.allowed_origins").response();
     }
-    let mut response = route(visit, &mut request, accepted).unwrap_or_else(|problem| {
+    let origin = request.headers().get(header::ORIGIN).cloned();
+    let mut response = route(visit, request, accepted).await.unwrap_or_else(|problem| {
         counts.problems.fetch_add(1, Ordering::Relaxed);
         problem.response()
     });
-    origins.share(request.headers(), response.headers_mut());
+    origins.share(origin, response.headers_mut());
     response
 }
 
-fn route(
+async fn route(
     visit: &Visit,
-    request: &mut Request<Incoming>,
+    mut request: Request<Incoming>,
     accepted: &mpsc::Sender<websocket::Upgrade>,
 ) -> Result<Answer, Problem> {
-    if request.body().size_hint().lower() > MAX_BODY {
+    let most = if *request.method() == Method::POST { MAX_READ_BODY } else { MAX_BODY };
+    if request.body().size_hint().lower() > most {
         return Err(Problem::too_large());
     }
-    let table = if visit.metrics.is_some() { ADMIN } else { PUBLIC };
-    let path = request.uri().path();
-    let (_, route) = table.iter().find(|(known, _)| *known == path).ok_or_else(Problem::not_found)?;
-    match *request.method() {
-        Method::GET => {}
-        Method::OPTIONS => return Ok(preflight()),
-        _ => return Err(Problem::method_not_allowed()),
+    let route = Route::of(request.uri().path(), visit.metrics.is_some()).ok_or_else(Problem::not_found)?;
+    if !route.takes(request.method()) {
+        return Err(Problem::method_not_allowed(route.methods()));
+    }
+    if *request.method() == Method::OPTIONS {
+        return Ok(preflight());
     }
     match route {
         Route::Healthz => Ok(text("ok\n")),
         Route::Readyz => readyz(visit),
         Route::Metrics => Ok(metrics(visit)),
-        Route::Ice => ice(visit, request),
-        Route::TurnRest => turn_rest(visit, request),
-        Route::Agents => agents::list(visit, request),
-        Route::WebSocket => websocket::upgrade(visit, request, accepted),
+        Route::Ice => ice(visit, &request),
+        Route::TurnRest => turn_rest(visit, &request),
+        Route::Agents => agents::list(visit, &request),
+        Route::WebSocket => websocket::upgrade(visit, &mut request, accepted),
+        Route::Signal if *request.method() == Method::POST => signal::post(visit, request).await,
+        Route::Signal => signal::get(visit, request).await,
+        Route::Send(kind) => signal::send(visit, request, kind).await,
+        Route::Take(kind) => signal::take(visit, &request, kind),
     }
 }
 
@@ -197,7 +247,10 @@ pub(super) fn parameter<'a, B>(request: &'a Request<B>, name: &str) -> Result<Op
 
 /// Never stored: what we answer in JSON is secret, or old in a moment.
 pub(super) fn json(body: &impl Serialize) -> Answer {
-    let body = serde_json::to_vec(body).expect("our answers are plain JSON");
+    json_bytes(serde_json::to_vec(body).expect("our answers are plain JSON"))
+}
+
+pub(super) fn json_bytes(body: Vec<u8>) -> Answer {
     with_headers(
         body.into(),
         [
@@ -209,11 +262,14 @@ pub(super) fn json(body: &impl Serialize) -> Answer {
 
 fn text(body: &'static str) -> Answer {
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
-    with_headers(Bytes::from_static(body.as_bytes()), [(header::CONTENT_TYPE, plain)])
+    with_headers(body.into(), [(header::CONTENT_TYPE, plain)])
 }
 
-fn with_headers(body: Bytes, headers: impl IntoIterator<Item = (HeaderName, HeaderValue)>) -> Answer {
-    let mut response = Response::new(Full::new(body));
+pub(super) fn with_headers(
+    body: Body,
+    headers: impl IntoIterator<Item = (HeaderName, HeaderValue)>,
+) -> Answer {
+    let mut response = Response::new(body);
     response.headers_mut().extend(headers);
     response
 }

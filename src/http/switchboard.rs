@@ -6,7 +6,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::Notify;
@@ -19,6 +19,7 @@ use crate::{
         limits::Limits,
         message::Hello,
         refusal::Refusal,
+        session::Gone,
     },
 };
 
@@ -51,11 +52,23 @@ impl Switchboard {
         hello: &Hello<'_>,
         join: Join<'_>,
     ) -> Result<Seat, Refusal> {
+        self.seat(|hub, now| hub.join(now, agent, hello, join))
+    }
+
+    /// Takes a seat for an agent with a session, to hear what comes after number `after`.
+    pub(super) fn listen(self: &Arc<Self>, agent: &Agent, session: &str, after: u64) -> Result<Seat, Gone> {
+        self.seat(|hub, now| hub.listen(now, agent, session, after))
+    }
+
+    fn seat<E>(
+        self: &Arc<Self>,
+        take: impl FnOnce(&mut Hub, Now) -> Result<ConnectionId, E>,
+    ) -> Result<Seat, E> {
         let wake = Arc::new(Notify::new());
         let connection = self.with(|state, now| {
-            let connection = state.hub.join(now, agent, hello, join)?;
+            let connection = take(&mut state.hub, now)?;
             state.sockets.insert(connection, Arc::clone(&wake));
-            Ok::<_, Refusal>(connection)
+            Ok(connection)
         })?;
         Ok(Seat { switchboard: Arc::clone(self), connection, wake, departure: Departure::Dropped })
     }
@@ -131,6 +144,10 @@ impl Seat {
     /// There is more to write than was written.
     pub(super) fn wake_again(&self) {
         self.wake.notify_one();
+    }
+
+    pub(super) fn heartbeat(&self) -> Duration {
+        self.switchboard.tell(|hub, _| hub.heartbeat())
     }
 
     pub(super) fn next_outgoing(&self) -> Option<Outgoing> {

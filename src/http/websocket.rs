@@ -94,7 +94,7 @@ pub(super) fn upgrade(
     Ok(response)
 }
 
-fn may_signal(agent: Agent) -> Result<Agent, Problem> {
+pub(super) fn may_signal(agent: Agent) -> Result<Agent, Problem> {
     if agent.scopes.signal { Ok(agent) } else { Err(Problem::forbidden("the token lacks the scope signal")) }
 }
 
@@ -211,7 +211,7 @@ fn sit_down(
 ) -> Result<Guest, NoHello> {
     let list = routes::ice_list(visit, &agent, now, None).ok();
     let ice = list.as_ref().and_then(|list| serde_json::value::to_raw_value(list).ok());
-    let fresh = random().map(SessionId::from_random).ok_or(Refusal::Unavailable("no randomness"))?;
+    let fresh = session_id()?;
     let join = Join { id: frame.id, ice: ice.as_deref().map(|ice: &RawValue| ice), fresh };
     let seat = visit.front.switchboard.join(&agent, hello, join)?;
     let ice_expires = list.map(|list| now.unix() + list.turn_rest.ttl);
@@ -228,6 +228,11 @@ fn read<'a>(visit: &Visit, message: &'a Message) -> Result<IncomingFrame<'a>, Re
         return nameless(Refusal::BadFrame("frames are text".into()));
     }
     message::parse(message.as_payload())
+}
+
+/// A new session's name.
+pub(super) fn session_id() -> Result<SessionId, Refusal> {
+    random().map(SessionId::from_random).ok_or(Refusal::Unavailable("no randomness"))
 }
 
 fn random<const N: usize>() -> Option<[u8; N]> {

@@ -223,7 +223,21 @@ impl Hub {
         self.respond(id, outcome).to_bytes()
     }
 
-    /// The same for a `renew`.
+    /// The same for somebody who hears no more than whether it was done.
+    ///
+    /// # Errors
+    /// When it was not.
+    pub fn pass(
+        &mut self,
+        now: Now,
+        agent: &AgentId,
+        incoming: Result<Incoming<'_>, Rejected<'_>>,
+    ) -> Result<(), Refusal> {
+        let (_, outcome) = self.perform(now, agent, incoming);
+        outcome.map(|_| ()).inspect_err(|refusal| self.count_refusal(refusal))
+    }
+
+    /// What [`Self::ask`] does, for a `renew`.
     pub fn ask_renewal(
         &mut self,
         now: Now,
@@ -357,6 +371,7 @@ impl Hub {
         for (connection, reconnect_in) in connected.zip(RECONNECT.cycle()) {
             self.dismiss(connection, Farewell::Restarting(reconnect_in));
         }
+        self.closed = true;
         self.rooms.clear();
         self.deadlines.clear();
         self.keepers.clear();

@@ -264,6 +264,11 @@ pub fn request(method: &str, path: &str, token: &str, headers: &[(&str, &str)]) 
     request.body(Full::default()).unwrap()
 }
 
+/// `POST path` with JSON.
+pub fn post(path: &str, token: &str, headers: &[(&str, &str)], body: &Value) -> Request<Full<Bytes>> {
+    request("POST", path, token, headers).map(|_| Full::from(body.to_string()))
+}
+
 async fn exchange(
     io: impl hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
     request: Request<Full<Bytes>>,

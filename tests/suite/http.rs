@@ -251,8 +251,11 @@ async fn pages_of_allowed_origins_may_ask() {
     }
     let preflight = from("https://app.example", "OPTIONS").await;
     assert_eq!((preflight.status, preflight.body.as_str()), (StatusCode::NO_CONTENT, ""));
-    assert_eq!(preflight.header(header::ACCESS_CONTROL_ALLOW_METHODS), "GET");
-    assert_eq!(preflight.header(header::ACCESS_CONTROL_ALLOW_HEADERS), "Authorization, Content-Type");
+    assert_eq!(preflight.header(header::ACCESS_CONTROL_ALLOW_METHODS), "GET, POST");
+    assert_eq!(
+        preflight.header(header::ACCESS_CONTROL_ALLOW_HEADERS),
+        "Authorization, Content-Type, Halfway-Session, Last-Event-ID"
+    );
     assert_eq!(preflight.header(header::LINK), "", "a preflight mints nothing");
     let refusal = host.send(request("GET", "/v1/ice", "", &[("origin", "https://app.example")])).await;
     assert_eq!(refusal.header(header::ACCESS_CONTROL_ALLOW_ORIGIN), "https://app.example", "pages see why");

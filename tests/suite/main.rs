@@ -12,6 +12,7 @@ mod layers;
 mod loopback;
 mod promise;
 mod relay;
+mod signal;
 mod signaling;
 mod streams;
 mod turn;

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use halfway::{clock, door::Services};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Empty, Full};
 use hyper::{Request, StatusCode, body::Bytes};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
@@ -179,6 +179,35 @@ async fn a_quiet_http_2_connection_ends() {
     quiet.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
     quiet.until_closed().await;
     host.until(|host| host.door.counters().connections == 0).await;
+}
+
+#[tokio::test]
+async fn a_poll_over_http_2_is_not_quiet() {
+    let host = host_in_haste("", Duration::from_millis(100)).await;
+    let stream = host.secure_with(tcp(&host).await, &["h2"]).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    let ended = tokio::spawn(connection);
+    let mut ask = async |method: &str, session: &str, body: &'static str| {
+        let request = Request::builder()
+            .method(method)
+            .uri("https://localhost/v1/signal?wait=1")
+            .header("authorization", format!("Bearer {}", token("alice")))
+            .header("halfway-session", session)
+            .body(Full::<Bytes>::from(body));
+        let mut request = request.unwrap();
+        if session.is_empty() {
+            request.headers_mut().remove("halfway-session");
+        }
+        let answer = timeout(PATIENCE, sender.send_request(request)).await.unwrap().unwrap();
+        answer.into_body().collect().await.unwrap().to_bytes()
+    };
+    let welcome: serde_json::Value =
+        serde_json::from_slice(&ask("POST", "", r#"[{"type":"hello"}]"#).await).unwrap();
+    let session = welcome[0]["session"].as_str().unwrap().to_owned();
+    // Ten times as long as a connection without a request may be quiet.
+    assert_eq!(ask("GET", &session, "").await, "[]");
+    timeout(PATIENCE, ended).await.expect("and then it is").unwrap().unwrap();
 }
 
 #[tokio::test]

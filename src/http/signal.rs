@@ -1,0 +1,336 @@
+//! Signaling without WebSockets: frames in arrays, a long poll, an event stream; and the simplest form of all.
+
+use std::{fmt::Write, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Limited};
+use hyper::{
+    Request, StatusCode,
+    body::Incoming,
+    header::{self, HeaderName, HeaderValue},
+};
+use percent_encoding::percent_decode_str;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::{
+    sync::mpsc,
+    time::{interval, sleep, timeout},
+};
+
+use super::{
+    Visit,
+    body::Body,
+    problem::Problem,
+    routes::{self, Answer, parameter},
+    switchboard::Seat,
+    websocket::{may_signal, session_id},
+};
+use crate::{
+    clock,
+    credentials::token::Agent,
+    signaling::{
+        hub::{Join, Outgoing},
+        message::{self, ClientFrame, Hello, Incoming as IncomingFrame, Kind, Rejected},
+        refusal::Refusal,
+    },
+};
+
+/// Bytes of one request's frames.
+const MAX_BODY: usize = 1 << 20;
+
+/// Frames of one request, and of one answer.
+const MAX_FRAMES: usize = 256;
+
+/// Bytes of one answer's frames, about.
+const MAX_ANSWER: usize = 1 << 20;
+
+/// How long a poll may wait, and does by default: proxies cut at 30 s and above.
+const MAX_WAIT: u64 = 60;
+const WAIT: u64 = 25;
+
+const SESSION: HeaderName = HeaderName::from_static("halfway-session");
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// `POST /v1/signal`: an array of frames; for each there is one in the array of answers.
+pub(super) async fn post(visit: &Visit, request: Request<Incoming>) -> Result<Answer, Problem> {
+    let agent = speaker(visit, &request)?;
+    let session = request.headers().get(SESSION).cloned();
+    let body = read(visit, request).await?;
+    let raw: Vec<&RawValue> = serde_json::from_slice(&body)
+        .map_err(|_| Problem::bad_request("the body is not an array of frames"))?;
+    if raw.is_empty() || raw.len() > MAX_FRAMES {
+        return Err(Problem::bad_request("a request holds 1 to 256 frames"));
+    }
+    let mut frames = raw.iter().map(|raw| parse(visit, raw.get().as_bytes()));
+    let mut answers = Vec::with_capacity(raw.len());
+    if session.is_none() {
+        answers.push(welcome(visit, &agent, frames.next())?);
+    }
+    let frames: Vec<_> = frames.collect();
+    let session = session.as_ref().map(session_name).transpose()?;
+    visit.front.switchboard.tell(|hub, now| {
+        hub.visit(now, &agent, session).map_err(|_| Problem::gone())?;
+        for frame in frames {
+            answers.push(match frame {
+                Ok(IncomingFrame { id, frame: ClientFrame::Renew { token }, .. }) => {
+                    hub.ask_renewal(now, &agent.id, id, visit.front.tokens.check(now, &token))
+                }
+                frame => hub.ask(now, &agent.id, frame),
+            });
+        }
+        Ok(array(&answers))
+    })
+}
+
+/// The answer to a `hello`, with which a session begins or goes on.
+fn welcome(
+    visit: &Visit,
+    agent: &Agent,
+    first: Option<Result<IncomingFrame<'_>, Rejected<'_>>>,
+) -> Result<Bytes, Problem> {
+    let no_hello =
+        Problem::bad_request("the first frame is not hello, and there is no Halfway-Session header");
+    let first = first.ok_or(no_hello.clone())?.map_err(|rejected| Problem::from(&rejected.refusal))?;
+    let ClientFrame::Hello(hello) = &first.frame else { return Err(no_hello) };
+    sit_down(visit, agent, first.id, hello)
+}
+
+fn sit_down(
+    visit: &Visit,
+    agent: &Agent,
+    id: Option<&RawValue>,
+    hello: &Hello<'_>,
+) -> Result<Bytes, Problem> {
+    let list = routes::ice_list(visit, agent, clock::now(), None).ok();
+    let ice = list.as_ref().and_then(|list| serde_json::value::to_raw_value(list).ok());
+    let fresh = session_id().map_err(|refusal| Problem::from(&refusal))?;
+    let join = Join { id, ice: ice.as_deref(), fresh };
+    let joined = visit.front.switchboard.tell(|hub, now| {
+        hub.join_by_request(now, agent, hello, join).inspect_err(|refusal| hub.count_refusal(refusal))
+    });
+    joined.map_err(|refusal| Problem::from(&refusal))
+}
+
+/// `GET /v1/signal`: what there is after number `after`, as soon as there is something.
+pub(super) async fn get(visit: &Visit, request: Request<Incoming>) -> Result<Answer, Problem> {
+    let agent = speaker(visit, &request)?;
+    let session = request.headers().get(SESSION).ok_or(Problem::bad_request("send Halfway-Session"))?;
+    let streams = request
+        .headers()
+        .get(header::ACCEPT)
+        .is_some_and(|accept| accept.to_str().is_ok_and(|accept| accept.contains("text/event-stream")));
+    let after = match request.headers().get(LAST_EVENT_ID).filter(|_| streams) {
+        Some(id) => id.to_str().ok().and_then(|id| id.parse().ok()),
+        None => number(&request, "after", 0)?,
+    };
+    let after = after.ok_or(Problem::bad_request("after is not a number"))?;
+    let wait =
+        number(&request, "wait", WAIT)?.ok_or(Problem::bad_request("wait is not a number of seconds"))?;
+    let session = session_name(session)?;
+    charge(visit, &agent, Some(session))?;
+    let seat = visit.front.switchboard.listen(&agent, session, after).map_err(|_| Problem::gone())?;
+    if streams {
+        return Ok(stream(visit, seat));
+    }
+    Ok(array(&poll(&seat, Duration::from_secs(wait.min(MAX_WAIT))).await))
+}
+
+/// A whole number in the query; `None` when it is something else.
+fn number(request: &Request<Incoming>, name: &str, default: u64) -> Result<Option<u64>, Problem> {
+    Ok(parameter(request, name)?.map_or(Some(default), |text| text.parse().ok()))
+}
+
+/// Takes what waits, or the first that comes.
+async fn poll(seat: &Seat, wait: Duration) -> Vec<Bytes> {
+    let mut over = std::pin::pin!(sleep(wait));
+    let (mut frames, mut size) = (Vec::new(), 0);
+    loop {
+        while frames.len() < MAX_FRAMES && size < MAX_ANSWER {
+            match seat.next_outgoing() {
+                Some(Outgoing::Frame(frame)) => {
+                    size += frame.len();
+                    frames.push(frame);
+                }
+                Some(Outgoing::Close(farewell)) => {
+                    frames.extend(farewell.frame());
+                    return frames;
+                }
+                None => break,
+            }
+        }
+        if !frames.is_empty() {
+            return frames;
+        }
+        tokio::select! {
+            () = seat.woken() => {}
+            () = over.as_mut() => return frames,
+        }
+    }
+}
+
+/// An event stream (HTML, "Server-sent events"): one event a frame, its id the frame's number.
+fn stream(visit: &Visit, seat: Seat) -> Answer {
+    let (events, body) = mpsc::channel(1);
+    let patience = visit.front.patience.write;
+    tokio::spawn(send_events(seat, events, patience));
+    routes::with_headers(
+        Body::events(body),
+        [
+            (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+            (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+            // nginx would hold events back.
+            (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
+        ],
+    )
+}
+
+async fn send_events(seat: Seat, events: mpsc::Sender<Bytes>, patience: Duration) {
+    let mut heartbeat = interval(seat.heartbeat());
+    loop {
+        let piece = match seat.next_outgoing() {
+            Some(Outgoing::Frame(frame)) => event(&frame),
+            Some(Outgoing::Close(farewell)) => {
+                if let Some(frame) = farewell.frame() {
+                    let _ = timeout(patience, events.send(event(&frame))).await;
+                }
+                return;
+            }
+            None => tokio::select! {
+                () = seat.woken() => continue,
+                // The first comes at once: proxies and clients see that the stream is there.
+                _ = heartbeat.tick() => Bytes::from_static(b": \n\n"),
+                () = events.closed() => return,
+            },
+        };
+        match timeout(patience, events.send(piece)).await {
+            Ok(Ok(())) => {}
+            // It went away, or does not read: its session waits.
+            Ok(Err(_)) | Err(_) => return,
+        }
+    }
+}
+
+fn event(frame: &[u8]) -> Bytes {
+    #[derive(Deserialize)]
+    struct Numbered {
+        seq: Option<u64>,
+    }
+    let text = String::from_utf8_lossy(frame);
+    let mut event = String::with_capacity(text.len() + 32);
+    if let Ok(Numbered { seq: Some(seq) }) = serde_json::from_slice(frame) {
+        let _ = writeln!(event, "id: {seq}");
+    }
+    // What an agent wrote may hold line ends between its tokens; each line is a field of its own.
+    for line in text.split(['\r', '\n']).filter(|line| !line.is_empty()) {
+        let _ = writeln!(event, "data: {line}");
+    }
+    event.push('\n');
+    event.into()
+}
+
+/// `POST /signal/{receiver}/…`: one offer, answer or candidate, from an agent that need not have a session yet.
+pub(super) async fn send(visit: &Visit, request: Request<Incoming>, kind: Kind) -> Result<Answer, Problem> {
+    #[derive(Deserialize)]
+    struct Said<'a> {
+        #[serde(borrow)]
+        sdp: Option<&'a RawValue>,
+        #[serde(borrow)]
+        candidate: Option<&'a RawValue>,
+    }
+    let agent = speaker(visit, &request)?;
+    let to = named(&request)?;
+    let body = read(visit, request).await?;
+    let said: Said<'_> =
+        serde_json::from_slice(&body).map_err(|_| Problem::bad_request("the body is not an object"))?;
+    let (member, value) = match kind {
+        Kind::IceCandidate => ("candidate", said.candidate),
+        _ => ("sdp", said.sdp),
+    };
+    // `"candidate":null` and no candidate are alike here.
+    let value = value.map_or("null", RawValue::get);
+    let to = serde_json::to_string(&to).unwrap_or_default();
+    let frame = format!("{{\"type\":\"{}\",\"to\":{to},\"{member}\":{value}}}", kind.name());
+    attend(visit, &agent)?;
+    let answer = visit.front.switchboard.tell(|hub, now| {
+        hub.visit(now, &agent, None).map_err(|_| Problem::gone())?;
+        hub.pass(now, &agent.id, parse(visit, frame.as_bytes())).map_err(|refusal| Problem::from(&refusal))
+    });
+    answer.map(|()| {
+        let mut accepted = Answer::default();
+        *accepted.status_mut() = StatusCode::ACCEPTED;
+        accepted
+    })
+}
+
+/// `GET /signal/{self}/…`: takes what waits of one kind.
+pub(super) fn take(visit: &Visit, request: &Request<Incoming>, kind: Kind) -> Result<Answer, Problem> {
+    let agent = speaker(visit, request)?;
+    if named(request)? != agent.id.as_str() {
+        return Err(Problem::forbidden("what waits for another agent is not yours"));
+    }
+    attend(visit, &agent)?;
+    charge(visit, &agent, None)?;
+    Ok(array(&visit.front.switchboard.tell(|hub, now| {
+        hub.visit(now, &agent, None).map(|()| hub.take(&agent.id, kind)).unwrap_or_default()
+    })))
+}
+
+/// Sees to it that the agent has a session.
+fn attend(visit: &Visit, agent: &Agent) -> Result<(), Problem> {
+    if visit.front.switchboard.tell(|hub, now| hub.visit(now, agent, None)).is_err() {
+        sit_down(visit, agent, None, &Hello::default())?;
+    }
+    Ok(())
+}
+
+fn charge(visit: &Visit, agent: &Agent, session: Option<&str>) -> Result<(), Problem> {
+    visit.front.switchboard.tell(|hub, now| {
+        hub.visit(now, agent, session).map_err(|_| Problem::gone())?;
+        hub.charge(now, &agent.id).map_err(|refusal| Problem::from(&refusal))
+    })
+}
+
+/// The agent in the path: `/signal/{agent}/…`.
+fn named(request: &Request<Incoming>) -> Result<String, Problem> {
+    let agent = request.uri().path().split('/').nth(2).unwrap_or_default();
+    let decoded = percent_decode_str(agent).decode_utf8().map(|agent| agent.into_owned());
+    decoded.map_err(|_| Problem::bad_request("the agent's id is not UTF-8"))
+}
+
+fn speaker(visit: &Visit, request: &Request<Incoming>) -> Result<Agent, Problem> {
+    may_signal(routes::authorised(visit, request, clock::now())?)
+}
+
+/// The body, once it is known who sends it.
+async fn read(visit: &Visit, request: Request<Incoming>) -> Result<Bytes, Problem> {
+    let body = Limited::new(request.into_body(), MAX_BODY);
+    match timeout(visit.front.patience.head, body.collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(_)) => Err(Problem::too_large()),
+        Err(_) => Err(Problem::bad_request("the body did not come in time")),
+    }
+}
+
+fn parse<'a>(visit: &Visit, frame: &'a [u8]) -> Result<IncomingFrame<'a>, Rejected<'a>> {
+    if frame.len() > visit.front.max_frame {
+        return Err(Rejected { id: None, refusal: Refusal::TooLarge("the frame is over the limit") });
+    }
+    message::parse(frame)
+}
+
+fn session_name(value: &HeaderValue) -> Result<&str, Problem> {
+    value.to_str().map_err(|_| Problem::gone())
+}
+
+fn array(frames: &[Bytes]) -> Answer {
+    let mut body = Vec::with_capacity(frames.iter().map(|frame| frame.len() + 1).sum::<usize>() + 2);
+    body.push(b'[');
+    for (place, frame) in frames.iter().enumerate() {
+        if place > 0 {
+            body.push(b',');
+        }
+        body.extend_from_slice(frame);
+    }
+    body.push(b']');
+    routes::json_bytes(body)
+}
