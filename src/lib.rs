@@ -6,6 +6,7 @@
 
 // Shell: sockets, threads, tasks, clock.
 pub mod app; // builds and joins all parts; start order, drain
+pub mod bench; // load, and what it costs
 pub mod clock; // the only file that reads a clock
 pub mod commands; // token, ice, check: one file each; `serve` is `app`
 pub mod config; // file + environment + flags → Config, with no "maybe" left

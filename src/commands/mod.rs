@@ -17,6 +17,7 @@ use crate::{
     logging,
 };
 
+mod bench; // load, and what it costs
 mod check; // says every problem of a configuration
 mod ice; // prints the ICE list offline
 pub mod quick_start; // what a terminal sees once `serve` is ready
@@ -52,6 +53,8 @@ enum Command {
     Token(token::Options),
     /// Print the ICE servers of an agent, as /v1/ice answers them
     Ice(ice::Options),
+    /// Put a server under load, and say what that costs it
+    Bench(bench::Options),
     /// Read a configuration and say every problem in it
     Check(Settings),
 }
@@ -120,6 +123,7 @@ fn run(line: &CommandLine, matches: &ArgMatches) -> Result<(), Failure> {
         }
         Command::Token(options) => token::run(options, &config, clock::now()),
         Command::Ice(options) => ice::run(options, &config, clock::now()),
+        Command::Bench(options) => bench::run(options, &config),
         Command::Check(_) => Ok(()),
     }
 }
