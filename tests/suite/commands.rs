@@ -16,6 +16,7 @@ use halfway::{
     },
 };
 
+mod bench;
 mod certs;
 mod config;
 mod first_start;

@@ -19,13 +19,13 @@ const SERVE: [&str; 7] =
     ["serve", "--http-listen", "127.0.0.1:0", "--turn-listen", "127.0.0.1:0", "--public-ip", "127.0.0.1"];
 
 /// A running `halfway serve`, ended with the test.
-struct Served {
+pub struct Served {
     child: Child,
     log: mpsc::Receiver<String>,
 }
 
 impl Served {
-    fn start(command: &mut Command) -> Self {
+    pub fn start(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (lines, log) = mpsc::channel();
         let stderr = BufReader::new(child.stderr.take().unwrap());
@@ -33,6 +33,10 @@ impl Served {
             stderr.lines().map_while(Result::ok).try_for_each(|line| lines.send(line))
         });
         Self { child, log }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// The exit code and the log of one that ends by itself.
@@ -51,7 +55,7 @@ impl Served {
 
     /// Waits for a line of the log.
     #[track_caller]
-    fn expect(&self, wanted: &str) -> String {
+    pub fn expect(&self, wanted: &str) -> String {
         self.expect_after(wanted, &mut Vec::new())
     }
 
@@ -67,7 +71,7 @@ impl Served {
     }
 
     /// Everything on stdout, after SIGTERM.
-    fn stop(mut self) -> String {
+    pub fn stop(mut self) -> String {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").arg(&pid).status().unwrap().success());
         let mut stdout = String::new();
