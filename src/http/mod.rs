@@ -282,8 +282,8 @@ async fn serve_requests(
 ) -> Option<websocket::Upgrade> {
     let (accepted, mut upgrade) = tokio::sync::mpsc::channel(1);
     let answer = |request: Request<Incoming>| {
-        let (visit, accepted) = (visit.clone(), accepted.clone());
-        async move { Ok::<_, std::convert::Infallible>(routes::answer(&visit, request, &accepted).await) }
+        let answered = routes::answer(visit, request, &accepted);
+        async { Ok::<_, std::convert::Infallible>(answered.await) }
     };
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
