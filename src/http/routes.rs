@@ -25,9 +25,8 @@ use crate::{
     signaling::message::Kind,
 };
 
-/// Bytes of a body, where one is read; elsewhere hyper drains a small one and a larger one is refused.
+/// Bytes of a body that nobody reads: hyper drains a small one, a larger one is refused.
 const MAX_BODY: u64 = 65_536;
-const MAX_READ_BODY: u64 = 1 << 20;
 
 pub(super) type Answer = Response<Body>;
 
@@ -125,7 +124,7 @@ async fn route(
     mut request: Request<Incoming>,
     accepted: &mpsc::Sender<websocket::Upgrade>,
 ) -> Result<Answer, Problem> {
-    let most = if *request.method() == Method::POST { MAX_READ_BODY } else { MAX_BODY };
+    let most = if *request.method() == Method::POST { signal::MAX_BODY as u64 } else { MAX_BODY };
     if request.body().size_hint().lower() > most {
         return Err(Problem::too_large());
     }

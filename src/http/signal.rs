@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// Bytes of one request's frames.
-const MAX_BODY: usize = 1 << 20;
+pub(super) const MAX_BODY: usize = 1 << 20;
 
 /// Frames of one request, and of one answer.
 const MAX_FRAMES: usize = 256;
