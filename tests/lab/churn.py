@@ -13,6 +13,7 @@ import time
 
 import stun
 from appliance import HTTPS, Appliance
+from checks import tell
 from net import PUBLIC, Net
 
 SECRET = "the secret of the churn"
@@ -32,12 +33,7 @@ secrets = ["{SECRET}"]
 def main():
     with tempfile.TemporaryDirectory(prefix="halfway-lab-") as scratch, Net() as net:
         with Appliance(net, pathlib.Path(scratch), settings=SETTINGS) as appliance:
-            checks = [*come_and_go(net, appliance)]
-    for ok, line in checks:
-        print("ok  " if ok else "FAIL", line, flush=True)
-    failed = sum(not ok for ok, _ in checks)
-    print(f"{len(checks) - failed} passed, {failed} failed")
-    return 1 if failed else 0
+            return tell(come_and_go(net, appliance))
 
 
 def come_and_go(net, appliance):

@@ -15,6 +15,7 @@ import time
 
 from agents import PYTHON
 from appliance import Appliance
+from checks import tell
 from net import Net
 
 ROOMS, AGENTS = ("one", "two"), 10
@@ -27,18 +28,13 @@ SETTINGS = "handshakes_per_second_per_address = 0"
 def main(seed=None, *transports):
     seed = int(seed) if seed else random.randrange(1 << 32)
     print(f"seed {seed}", flush=True)
-    checks = []
     with tempfile.TemporaryDirectory(prefix="halfway-lab-") as scratch, Net() as net:
         with Appliance(net, pathlib.Path(scratch), settings=SETTINGS) as appliance:
             orders = {"seed": seed, "transports": transports or ["wss"], "ca": str(appliance.ca)}
             orders["rooms"] = [
                 {f"{room}-{n}": appliance.token(f"{room}-{n}", "--room", room) for n in range(AGENTS)} for room in ROOMS
             ]
-            for ok, line in run(net, appliance, orders):
-                print("ok  " if ok else "FAIL", line, flush=True)
-                checks.append(ok)
-    print(f"{checks.count(True)} passed, {checks.count(False)} failed")
-    return 0 if all(checks) else 1
+            return tell(run(net, appliance, orders))
 
 
 def run(net, appliance, orders):

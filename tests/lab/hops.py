@@ -3,6 +3,7 @@
 An answer that leaves with a TTL of 1 reaches a client on the same link and no other; so each packet's TTL is looked at.
 """
 
+import itertools
 import json
 import pathlib
 import socket
@@ -11,6 +12,7 @@ import sys
 import tempfile
 
 from appliance import Appliance
+from checks import tell
 from net import PUBLIC, Net
 from uclient import TRANSPORTS, Peer, lost
 
@@ -20,12 +22,7 @@ MESSAGES = 100
 
 
 def main():
-    checks = [*beyond_a_router(), *behind_one_to_one_nat()]
-    for ok, line in checks:
-        print("ok  " if ok else "FAIL", line, flush=True)
-    failed = sum(not ok for ok, _ in checks)
-    print(f"{len(checks) - failed} passed, {failed} failed")
-    return 1 if failed else 0
+    return tell(itertools.chain(beyond_a_router(), behind_one_to_one_nat()))
 
 
 def beyond_a_router():

@@ -15,6 +15,7 @@ import time
 
 from agents import PYTHON
 from appliance import HTTPS, Appliance
+from checks import tell
 from net import PUBLIC, Net
 
 GIB, PAYLOAD = 1 << 30, 60_000
@@ -24,35 +25,29 @@ MOST_KIB = 4_096
 
 
 def main():
-    checks = []
     with tempfile.TemporaryDirectory(prefix="halfway-lab-") as scratch, Net() as net:
         with Appliance(net, pathlib.Path(scratch), settings=SETTINGS) as appliance:
-            for ok, line in run(net, appliance):
-                print("ok  " if ok else "FAIL", line, flush=True)
-                checks.append(ok)
-    print(f"{checks.count(True)} passed, {checks.count(False)} failed")
-    return 0 if all(checks) else 1
+            return tell(run(net, appliance))
 
 
 def run(net, appliance):
     orders = {"ca": str(appliance.ca), **{name: appliance.token(name) for name in ("deaf", "loud", "calm", "prompt")}}
     command = net.public.command(PYTHON, __file__, json.dumps(orders))
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as talking:
-        report = json.loads(talking.stdout.readline())
-        yield report["warm"], "everybody is there"
+        yield json.loads(talking.stdout.readline())["warm"], "everybody is there"
         before = most = appliance.resident()
         talking.stdin.write("\n")
         talking.stdin.flush()
         while talking.poll() is None:
             most = max(most, appliance.resident())
             time.sleep(0.1)
-        report = json.loads(talking.stdout.readline())
-    yield report["bytes"] >= GIB, f"{report['bytes']} bytes in {report['frames']} frames in {report['seconds']:.1f} s"
-    told = report["delivered"] + report["queueFull"]
-    yield told == report["frames"], f"told of each: {report['delivered']} delivered, {report['queueFull']} queueFull"
-    yield report["queueFull"] > 0, "most were refused"
-    yield report["read"] == report["delivered"], f"read in the end: {report['read']}, once and in order"
-    yield report["calm"] > 10 and report["calm_lost"] == 0, f"beside it {report['calm']} round trips of others, the slowest {report['calm_slowest_ms']} ms"
+        end = json.loads(talking.stdout.readline())
+    yield end["bytes"] >= GIB, f"{end['bytes']} bytes in {end['frames']} frames in {end['seconds']:.1f} s"
+    told = end["delivered"] + end["queueFull"]
+    yield told == end["frames"], f"told of each: {end['delivered']} delivered, {end['queueFull']} queueFull"
+    yield end["queueFull"] > 0, "most were refused"
+    yield end["read"] == end["delivered"], f"read in the end: {end['read']}, once and in order"
+    yield end["calm"] > 10 and end["calm_lost"] == 0, f"beside it {end['calm']} round trips of others, the slowest {end['calm_slowest_ms']} ms"
     yield most - before <= MOST_KIB, f"resident memory: {before} KiB, and {most - before:+} KiB at most"
 
 
