@@ -185,14 +185,12 @@ async fn pairs(load: &Load, target: &Arc<Target>, report: &mut Report) -> Result
     let mut bouncing = JoinSet::new();
     for number in (0..agents.len()).step_by(2).rev() {
         let (second, first) = (agents.pop(), agents.pop());
-        let (Some(mut first), Some(second)) = (first, second) else { break };
-        let (to_second, to_first) = match target.speech {
-            // It is the first that is told of the second.
-            Speech::Matchbox => {
-                (met(&mut first).await?, first.welcome["IdAssigned"].to_string().replace('"', ""))
-            }
-            _ => (name(number + 1), name(number)),
+        let (Some(first), Some(second)) = (first, second) else { break };
+        let address = |agent: &Agent, number| match target.speech {
+            Speech::Matchbox => agent.welcome["IdAssigned"].as_str().unwrap_or_default().to_owned(),
+            _ => name(number),
         };
+        let (to_second, to_first) = (address(&second, number + 1), address(&first, number));
         let bounce = |agent, to, begins: bool| Bounce {
             target: Arc::clone(target),
             agent,
@@ -201,6 +199,8 @@ async fn pairs(load: &Load, target: &Arc<Target>, report: &mut Report) -> Result
             in_flight: load.in_flight,
             // Half of the frames are answers.
             every: each.map(|each| Duration::from_secs(1) / u32::try_from(each.max(1)).unwrap_or(u32::MAX)),
+            // A crowd that speaks in time measures itself.
+            place: number as f64 / load.agents as f64,
             padding: "x".repeat(load.size.saturating_sub(20)),
             started,
             samples: Arc::clone(&samples),
@@ -243,13 +243,6 @@ async fn pairs(load: &Load, target: &Arc<Target>, report: &mut Report) -> Result
     Ok(())
 }
 
-/// Whom `matchbox_server` says that an agent met.
-async fn met(agent: &mut Agent) -> Result<String, String> {
-    let peer = agent.hear().await?;
-    let peer: serde_json::Value = serde_json::from_str(&peer).map_err(|error| error.to_string())?;
-    peer["NewPeer"].as_str().map(str::to_owned).ok_or(format!("nobody met, but {peer}"))
-}
-
 /// One side of a pair.
 struct Bounce {
     target: Arc<Target>,
@@ -259,6 +252,8 @@ struct Bounce {
     in_flight: usize,
     /// Begins again this often instead of answering.
     every: Option<Duration>,
+    /// When in that time it does, from 0 to 1.
+    place: f64,
     padding: String,
     started: Instant,
     samples: Samples,
@@ -279,7 +274,9 @@ impl Bounce {
                 self.say().await?;
             }
         }
-        let mut ticks = tokio::time::interval(self.every.unwrap_or(Duration::MAX / 4));
+        let every = self.every.unwrap_or(Duration::MAX / 4);
+        let first = now() + self.every.unwrap_or_default().mul_f64(self.place);
+        let mut ticks = tokio::time::interval_at(first.into(), every);
         loop {
             tokio::select! {
                 text = self.agent.hear() => {
