@@ -16,7 +16,9 @@ pub mod host; // what this machine's own addresses are
 pub mod http; // drives `signaling`: routes, WebSocket, ICE lists
 pub mod logging; // lines to stderr, text or JSON
 pub mod metrics; // every number exposed, with its meaning
+pub mod poll; // waiting for sockets, and being woken
 pub mod relay; // drives `turn`: one shard per core, for UDP, TCP and TLS
+pub mod stream; // one connection that does not block, with TLS or without
 pub mod systemd; // tells a service manager how it goes
 pub mod tls; // certificates
 

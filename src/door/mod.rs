@@ -15,6 +15,7 @@ use std::{
 };
 
 use rustls::{ServerConfig, ServerConnection};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -33,6 +34,10 @@ use admission::{Admission, Permit};
 
 /// For a TLS handshake, and once more for the first bytes behind it.
 pub const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Who takes nothing of what it is sent for so long, or does not answer the kernel's questions, is gone (RFC 9293 §3.8.3).
+const UNANSWERED: Duration = Duration::from_secs(30);
+/// A connection without a packet for so long is asked whether it still is there.
+const QUIET: Duration = Duration::from_secs(60);
 /// Bytes read from who speaks HTTP without TLS, so that it reads our answer.
 const PLAIN_HTTP: u64 = 16 * 1024;
 
@@ -140,6 +145,7 @@ impl Door {
     /// Finds out what a connection is for. `None`: for nothing that is behind this port; it is closed.
     pub async fn open(&self, stream: TcpStream, permit: Permit, services: Services) -> Option<Guest> {
         let client = stream.peer_addr().ok()?;
+        find_out_who_vanishes(&stream).ok()?;
         let guest = match self.tell(stream, permit).await {
             Ok(guest) => guest?,
             Err(error) => {
@@ -196,6 +202,13 @@ impl RelayClient {
         let (client, server) = (canonical(stream.peer_addr()?), canonical(stream.local_addr()?));
         Ok(Self { socket: stream.into_std()?, tls, client, server, permit })
     }
+}
+
+/// Whether or not it is being sent anything.
+fn find_out_who_vanishes(stream: &TcpStream) -> io::Result<()> {
+    let options = SockRef::from(stream);
+    options.set_tcp_user_timeout(Some(UNANSWERED))?;
+    options.set_tcp_keepalive(&TcpKeepalive::new().with_time(QUIET).with_interval(UNANSWERED / 3))
 }
 
 /// IPv4 is never in its IPv6-mapped form.

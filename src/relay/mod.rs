@@ -1,6 +1,5 @@
 //! Drives `turn`: one shard per core, each a thread with its own listeners and relay sockets; a fallen one starts anew.
 
-mod poll;
 mod shard;
 mod sockets;
 mod stream;
@@ -28,6 +27,7 @@ use crate::{
     credentials::turn_rest::TurnSecrets,
     door::RelayClient,
     host::cannot_listen,
+    poll,
     turn::{
         RelayPort,
         auth::Auth,

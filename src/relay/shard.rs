@@ -13,14 +13,15 @@ use std::{
 };
 
 use super::{
-    poll::{Poll, Waker},
     sockets::RelaySockets,
-    stream::{Flushed, Slow, Streams, five_tuple},
+    stream::{Slow, Streams, five_tuple},
     udp::{self, Batch, Datagram},
 };
 use crate::{
     clock::{self, Now},
     door::RelayClient,
+    poll::{Poll, Waker, Watch},
+    stream::{Flushed, PIECE},
     turn::{
         Family, FiveTuple, RelayAddress, RelayPort, Transport, channel_data,
         counters::{Counters, Dropped},
@@ -113,8 +114,7 @@ pub struct Shard {
 
 /// The streams are looked at that often, while there are any.
 const LOOK: Duration = Duration::from_secs(5);
-/// Bytes read of a stream at once, and how often in a row: then it is the others' turn.
-const PIECE: usize = 16 << 10;
+/// How often in a row a stream is read: then it is the others' turn.
 const PIECES: usize = 4;
 /// The longest message of a stream without an allocation; a request with the longest user name is shorter.
 const STRANGERS_LONGEST: usize = 2_048;
@@ -335,9 +335,9 @@ impl Shard {
         if let Some(dead) = self.streams.index_of(&five_tuple(&client)) {
             self.close_stream(now, dead);
         }
-        let Ok(index) = self.streams.insert(now.mono, client) else { return };
-        let stream = self.streams.get_mut(index).expect("it has just been put there");
-        match self.poll.add(&stream.socket, STREAM + index as u64) {
+        let index = self.streams.insert(now.mono, client);
+        let client = self.streams.get_mut(index).expect("it has just been put there");
+        match self.poll.add(&client.stream.socket, STREAM + index as u64) {
             // What came with the handshake has been read already, and nobody will say so again.
             Ok(()) => self.stream_is_ready(now, index),
             Err(error) => {
@@ -364,10 +364,10 @@ impl Shard {
     /// When the client has ended its stream, or broken it.
     fn read_stream(&mut self, now: Now, index: usize, piece: &mut [u8]) -> Result<(), Broken> {
         for turn in 0.. {
-            // Closed by an earlier event of the same batch.
-            let Some(stream) = self.streams.get_mut(index) else { return Ok(()) };
             // What TLS has decrypted already is read to its end: the poll would not tell of it again.
-            let read = if turn < PIECES { stream.read(piece) } else { stream.read_decrypted(piece) };
+            let read = self.streams.read(index, piece, turn < PIECES);
+            // Closed by an earlier event of the same batch.
+            let Some(read) = read else { return Ok(()) };
             match read {
                 Ok(length @ 1..) => self.serve_stream(now, index, &piece[..length])?,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
@@ -378,20 +378,20 @@ impl Shard {
     }
 
     fn serve_stream(&mut self, now: Now, index: usize, mut bytes: &[u8]) -> Result<(), Broken> {
-        let stream = self.streams.get_mut(index).expect("it was just read from");
-        let (client, mut framing) = (stream.client(), stream.take_framing());
+        let client = self.streams.get_mut(index).expect("it was just read from");
+        let (tuple, mut framing) = (client.tuple(), client.take_framing());
         let mut heard = false;
         loop {
-            let known = self.server.holds_allocation(&client);
+            let known = self.server.holds_allocation(&tuple);
             let longest = if known { framing::LONGEST } else { STRANGERS_LONGEST };
             let Some(message) = framing.next(&mut bytes, longest)? else { break };
             heard = true;
-            self.serve_client(now, &client, message);
+            self.serve_client(now, &tuple, message);
             // Who sends requests and does not read the answers is not served any longer.
             self.streams.queue(index, &self.reply).map_err(|Slow| Broken)?;
         }
-        let stream = self.streams.get_mut(index).expect("serving it does not close it");
-        stream.put_framing(framing, now.mono, heard);
+        let client = self.streams.get_mut(index).expect("serving it does not close it");
+        client.put_framing(framing, now.mono, heard);
         Ok(())
     }
 
@@ -410,14 +410,14 @@ impl Shard {
     }
 
     fn flush_stream(&mut self, now: Now, index: usize) {
-        let room = match self.streams.flush(now.mono, index) {
+        let watch = match self.streams.flush(now.mono, index) {
             Ok(Flushed::All | Flushed::Blocked { first: false }) => return,
-            Ok(Flushed::Blocked { first: true }) => true,
-            Ok(Flushed::Unblocked) => false,
+            Ok(Flushed::Blocked { first: true }) => Watch::BytesAndRoom,
+            Ok(Flushed::Unblocked) => Watch::Bytes,
             Err(_) => return self.close_stream(now, index),
         };
-        let stream = self.streams.get_mut(index).expect("it has just been flushed");
-        if self.poll.watch_room(&stream.socket, STREAM + index as u64, room).is_err() {
+        let client = self.streams.get_mut(index).expect("it has just been flushed");
+        if self.poll.watch(&client.stream.socket, STREAM + index as u64, watch).is_err() {
             self.close_stream(now, index);
         }
     }

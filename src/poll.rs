@@ -9,12 +9,23 @@ use std::{
 };
 
 /// Readiness read at once.
-const EVENTS: usize = 64;
+pub const EVENTS: usize = 64;
 
 /// A set of sockets, each with a number of its owner's.
 pub struct Poll {
     epoll: OwnedFd,
     events: [libc::epoll_event; EVENTS],
+}
+
+/// What a socket is watched for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watch {
+    /// Something to read.
+    Bytes,
+    /// Room to write.
+    Room,
+    /// Either.
+    BytesAndRoom,
 }
 
 impl Poll {
@@ -28,7 +39,7 @@ impl Poll {
         Ok(Self { epoll: own(epoll)?, events: [libc::epoll_event { events: 0, u64: 0 }; EVENTS] })
     }
 
-    /// Watches `socket` under `number` until it is closed.
+    /// Watches `socket` under `number` for something to read, until it is closed.
     ///
     /// # Errors
     /// What the kernel says.
@@ -36,13 +47,17 @@ impl Poll {
         self.control(libc::EPOLL_CTL_ADD, socket, number, libc::EPOLLIN)
     }
 
-    /// Whether `socket`, which is watched under `number`, is watched for room to write, too.
+    /// Watches `socket`, which is watched under `number`, for something else.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn watch_room(&self, socket: &impl AsRawFd, number: u64, room: bool) -> io::Result<()> {
-        let out = if room { libc::EPOLLOUT } else { 0 };
-        self.control(libc::EPOLL_CTL_MOD, socket, number, libc::EPOLLIN | out)
+    pub fn watch(&self, socket: &impl AsRawFd, number: u64, watch: Watch) -> io::Result<()> {
+        let events = match watch {
+            Watch::Bytes => libc::EPOLLIN,
+            Watch::Room => libc::EPOLLOUT,
+            Watch::BytesAndRoom => libc::EPOLLIN | libc::EPOLLOUT,
+        };
+        self.control(libc::EPOLL_CTL_MOD, socket, number, events)
     }
 
     fn control(&self, operation: i32, socket: &impl AsRawFd, number: u64, events: i32) -> io::Result<()> {
@@ -57,7 +72,10 @@ impl Poll {
     ///
     /// # Errors
     /// What the kernel says; never `Interrupted`, that is an empty answer.
-    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<impl Iterator<Item = u64> + use<>> {
+    pub fn wait(
+        &mut self,
+        timeout: Option<Duration>,
+    ) -> io::Result<impl ExactSizeIterator<Item = u64> + use<>> {
         // Rounded up: a deadline is over when the wait is.
         let millis = timeout.map_or(-1, |wait| i32::try_from(wait.as_millis() + 1).unwrap_or(i32::MAX));
         // SAFETY: the events are ours and EVENTS long.
