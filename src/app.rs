@@ -36,6 +36,7 @@ use crate::{
     http::{
         self, Entrance, Front,
         ice::{IceOffer, ice_list},
+        websocket::exchange::Exchange,
     },
     metrics,
     relay::{Relay, RelayConfig},
@@ -99,7 +100,9 @@ async fn run(config: &Config) -> Result<(), String> {
     let to_relay: ToRelay = Arc::new(move |client| welcoming.welcome(client));
     let (shutdown, down) = watch::channel(false);
     tokio::spawn(door::serve_relay(Arc::clone(&door), streams, Arc::clone(&to_relay), down.clone()));
-    let serving = tokio::spawn(http::serve(Arc::clone(&front), public, Entrance { door, to_relay }, down));
+    let exchange = Arc::new(Exchange::start().map_err(|error| format!("cannot start signaling: {error}"))?);
+    let entrance = Entrance { door, to_relay, exchange };
+    let serving = tokio::spawn(http::serve(Arc::clone(&front), public, entrance, down));
     tokio::spawn(http::serve_admin(front, admin, metrics));
 
     let (https, turn, tls) = (list(&https_at), list(relay.listening()), list(&tls_at));

@@ -31,7 +31,7 @@ use crate::{
     config::Config,
     credentials::{token::TokenKeys, turn_rest::TurnSecrets},
     door::{Door, Guest, Services, ToRelay, WebClient, listen, turned_true},
-    signaling::{self, limits::Limits},
+    signaling::{self, limits::Limits, message, refusal::Refusal},
 };
 
 mod agents; // who is in the room
@@ -42,12 +42,13 @@ pub mod problem; // errors as application/problem+json
 mod routes; // paths, methods, tokens
 mod signal; // the same as the WebSocket, by requests
 mod switchboard; // the one owner of the hub
-mod websocket; // one agent's connection
+pub mod websocket; // agents' connections: from HTTP to threads of their own
 
 use body::Open;
 use ice::IceOffer;
 use origin::Origins;
 use switchboard::Switchboard;
+use websocket::exchange::Exchange;
 
 /// Bytes of a request's head.
 const MAX_HEAD: usize = 16 * 1024;
@@ -167,6 +168,8 @@ pub struct Entrance {
     pub door: Arc<Door>,
     /// Takes relay clients.
     pub to_relay: ToRelay,
+    /// Takes agents.
+    pub exchange: Arc<Exchange>,
 }
 
 /// Serves HTTPS and WSS until `shutdown` turns true, then tells every agent to come back later and returns when all
@@ -185,7 +188,9 @@ pub async fn serve(
         turned_true(&mut shutdown).await;
         front.ready.store(false, Ordering::Relaxed);
         front.switchboard.tell(|hub, _| hub.restart());
+        entrance.exchange.restart();
         while listening.join_next().await.is_some() {}
+        entrance.exchange.all_gone().await;
     };
     tokio::select! {
         () = drained => {}
@@ -212,10 +217,10 @@ async fn listen_public(
     let welcome = |stream: TcpStream, client: IpAddr| {
         let permit = entrance.door.admit(client)?;
         let visit = Visit::new(&front, &stream, client, None, shutdown.clone())?;
-        let Entrance { door, to_relay } = entrance.clone();
+        let Entrance { door, to_relay, exchange } = entrance.clone();
         Some(async move {
             match door.open(stream, permit, Services::All).await {
-                Some(Guest::Web(client)) => receive(visit, *client).await,
+                Some(Guest::Web(client)) => receive(visit, *client, &exchange).await,
                 Some(Guest::Relay(client)) => to_relay(client),
                 None => {}
             }
@@ -225,8 +230,13 @@ async fn listen_public(
 }
 
 /// The place is held for as long as the connection.
-async fn receive(visit: Visit, WebClient { stream, h2, permit: _permit }: WebClient) {
-    if h2 { serve_streams(&visit, stream).await } else { converse(visit, stream).await }
+async fn receive(visit: Visit, WebClient { stream, h2, permit }: WebClient, exchange: &Exchange) {
+    if h2 {
+        return serve_streams(&visit, stream).await;
+    }
+    if let Some(upgrade) = serve_requests(&visit, stream).await {
+        websocket::leave_http(visit, upgrade, permit, exchange).await;
+    }
 }
 
 async fn listen_admin(
@@ -237,7 +247,9 @@ async fn listen_admin(
 ) {
     let welcome = |stream: TcpStream, client: IpAddr| {
         let visit = Visit::new(&front, &stream, client, Some(Arc::clone(&metrics)), never.clone())?;
-        Some(converse(visit, stream))
+        Some(async move {
+            serve_requests(&visit, stream).await;
+        })
     };
     listen(&listener, never.clone(), welcome).await;
 }
@@ -266,16 +278,18 @@ impl Visit {
         let reached = stream.local_addr().ok()?.ip();
         Some(Self { front: Arc::clone(front), client, reached, metrics, shutdown })
     }
-}
 
-/// HTTP, and a WebSocket once a request asks for it.
-async fn converse(visit: Visit, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
-    // Boxed, so that an upgraded connection does not carry HTTP's state along for the rest of its life.
-    if let Some(upgrade) = Box::pin(serve_requests(&visit, stream)).await {
-        websocket::serve(visit, upgrade).await;
+    /// A frame, whose size is checked before it is read.
+    fn parse<'a>(&self, frame: &'a str) -> Result<message::Incoming<'a>, message::Rejected<'a>> {
+        if frame.len() > self.front.max_frame {
+            let refusal = Refusal::TooLarge("the frame is over the limit");
+            return Err(message::Rejected { id: None, refusal });
+        }
+        message::parse(frame)
     }
 }
 
+/// HTTP/1.1, until a request asks for a WebSocket.
 async fn serve_requests(
     visit: &Visit,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,

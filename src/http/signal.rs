@@ -22,16 +22,15 @@ use super::{
     body::Body,
     problem::Problem,
     routes::{self, Answer, parameter},
-    switchboard::Seat,
-    websocket::{may_signal, session_id},
+    switchboard::{Listener, session_id},
+    websocket::may_signal,
 };
 use crate::{
     clock,
     credentials::token::Agent,
     signaling::{
         hub::{Join, Outgoing},
-        message::{self, ClientFrame, Hello, Incoming as IncomingFrame, Kind, Rejected},
-        refusal::Refusal,
+        message::{ClientFrame, Hello, Incoming as IncomingFrame, Kind, Rejected},
     },
 };
 
@@ -61,7 +60,7 @@ pub(super) async fn post(visit: &Visit, request: Request<Incoming>) -> Result<An
     if raw.is_empty() || raw.len() > MAX_FRAMES {
         return Err(Problem::bad_request("a request holds 1 to 256 frames"));
     }
-    let mut frames = raw.iter().map(|raw| parse(visit, raw.get().as_bytes()));
+    let mut frames = raw.iter().map(|raw| visit.parse(raw.get()));
     let mut answers = Vec::with_capacity(raw.len());
     if session.is_none() {
         answers.push(welcome(visit, &agent, frames.next())?);
@@ -128,11 +127,11 @@ pub(super) async fn get(visit: &Visit, request: Request<Incoming>) -> Result<Ans
         number(&request, "wait", WAIT)?.ok_or(Problem::bad_request("wait is not a number of seconds"))?;
     let session = session_name(session)?;
     charge(visit, &agent, Some(session))?;
-    let seat = visit.front.switchboard.listen(&agent, session, after).map_err(|_| Problem::gone())?;
+    let listener = visit.front.switchboard.listen(&agent, session, after).map_err(|_| Problem::gone())?;
     if streams {
-        return Ok(stream(visit, seat));
+        return Ok(stream(visit, listener));
     }
-    Ok(array(&poll(&seat, Duration::from_secs(wait.min(MAX_WAIT))).await))
+    Ok(array(&poll(&listener, Duration::from_secs(wait.min(MAX_WAIT))).await))
 }
 
 /// A whole number in the query; `None` when it is something else.
@@ -141,12 +140,12 @@ fn number(request: &Request<Incoming>, name: &str, default: u64) -> Result<Optio
 }
 
 /// Takes what waits, or the first that comes.
-async fn poll(seat: &Seat, wait: Duration) -> Vec<Bytes> {
+async fn poll(listener: &Listener, wait: Duration) -> Vec<Bytes> {
     let mut over = std::pin::pin!(sleep(wait));
     let (mut frames, mut size) = (Vec::new(), 0);
     loop {
         while frames.len() < MAX_FRAMES && size < MAX_ANSWER {
-            match seat.next_outgoing() {
+            match listener.next_outgoing() {
                 Some(Outgoing::Frame(frame)) => {
                     size += frame.len();
                     frames.push(frame);
@@ -162,17 +161,17 @@ async fn poll(seat: &Seat, wait: Duration) -> Vec<Bytes> {
             return frames;
         }
         tokio::select! {
-            () = seat.woken() => {}
+            () = listener.woken() => {}
             () = over.as_mut() => return frames,
         }
     }
 }
 
 /// An event stream (HTML, "Server-sent events"): one event a frame, its id the frame's number.
-fn stream(visit: &Visit, seat: Seat) -> Answer {
+fn stream(visit: &Visit, listener: Listener) -> Answer {
     let (events, body) = mpsc::channel(1);
     let patience = visit.front.patience.write;
-    tokio::spawn(send_events(seat, events, patience));
+    tokio::spawn(send_events(listener, events, patience));
     routes::with_headers(
         Body::events(body),
         [
@@ -184,10 +183,10 @@ fn stream(visit: &Visit, seat: Seat) -> Answer {
     )
 }
 
-async fn send_events(seat: Seat, events: mpsc::Sender<Bytes>, patience: Duration) {
-    let mut heartbeat = interval(seat.heartbeat());
+async fn send_events(listener: Listener, events: mpsc::Sender<Bytes>, patience: Duration) {
+    let mut heartbeat = interval(listener.heartbeat());
     loop {
-        let piece = match seat.next_outgoing() {
+        let piece = match listener.next_outgoing() {
             Some(Outgoing::Frame(frame)) => event(&frame),
             Some(Outgoing::Close(farewell)) => {
                 if let Some(frame) = farewell.frame() {
@@ -196,7 +195,7 @@ async fn send_events(seat: Seat, events: mpsc::Sender<Bytes>, patience: Duration
                 return;
             }
             None => tokio::select! {
-                () = seat.woken() => continue,
+                () = listener.woken() => continue,
                 // The first comes at once: proxies and clients see that the stream is there.
                 _ = heartbeat.tick() => Bytes::from_static(b": \n\n"),
                 () = events.closed() => return,
@@ -253,7 +252,7 @@ pub(super) async fn send(visit: &Visit, request: Request<Incoming>, kind: Kind) 
     attend(visit, &agent)?;
     let answer = visit.front.switchboard.tell(|hub, now| {
         hub.visit(now, &agent, None).map_err(|_| Problem::gone())?;
-        hub.pass(now, &agent.id, parse(visit, frame.as_bytes())).map_err(|refusal| Problem::from(&refusal))
+        hub.pass(now, &agent.id, visit.parse(&frame)).map_err(|refusal| Problem::from(&refusal))
     });
     answer.map(|()| {
         let mut accepted = Answer::default();
@@ -309,13 +308,6 @@ async fn read(visit: &Visit, request: Request<Incoming>) -> Result<Bytes, Proble
         Ok(Err(_)) => Err(Problem::too_large()),
         Err(_) => Err(Problem::bad_request("the body did not come in time")),
     }
-}
-
-fn parse<'a>(visit: &Visit, frame: &'a [u8]) -> Result<IncomingFrame<'a>, Rejected<'a>> {
-    if frame.len() > visit.front.max_frame {
-        return Err(Rejected { id: None, refusal: Refusal::TooLarge("the frame is over the limit") });
-    }
-    message::parse(frame)
 }
 
 fn session_name(value: &HeaderValue) -> Result<&str, Problem> {

@@ -9,34 +9,43 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aws_lc_rs::rand;
+use bytes::Bytes;
 use tokio::sync::Notify;
 
+use super::websocket::exchange::Mailbox;
 use crate::{
     clock::{self, Now},
     credentials::token::Agent,
     signaling::{
         hub::{ConnectionId, Counters, Departure, Hub, Join, Outgoing},
         limits::Limits,
-        message::Hello,
+        message::{Hello, SessionId},
         refusal::Refusal,
         session::Gone,
     },
 };
 
-/// The hub, and how to wake the tasks of its connections.
-#[derive(Debug)]
+/// The hub, and how to wake whoever holds its connections.
 pub(super) struct Switchboard {
     state: Mutex<State>,
     /// The next deadline came closer.
     alarm: Notify,
 }
 
-#[derive(Debug)]
 struct State {
     hub: Hub,
-    sockets: HashMap<ConnectionId, Arc<Notify>>,
+    sockets: HashMap<ConnectionId, Wake>,
     /// What `keep_time` sleeps for.
     armed: Option<Instant>,
+}
+
+/// How to say that a connection has something to write.
+enum Wake {
+    /// To a task.
+    Task(Arc<Notify>),
+    /// To a thread with many lines, of which it is this one.
+    Line(Arc<Mailbox>, usize),
 }
 
 impl Switchboard {
@@ -45,37 +54,48 @@ impl Switchboard {
         Self { state: Mutex::new(state), alarm: Notify::new() }
     }
 
-    /// Takes a seat for the agent that said `hello`.
+    /// Takes a seat for the agent that said `hello` on the line `index`.
     pub(super) fn join(
         self: &Arc<Self>,
+        now: Now,
         agent: &Agent,
         hello: &Hello<'_>,
         join: Join<'_>,
+        mailbox: Arc<Mailbox>,
+        index: usize,
     ) -> Result<Seat, Refusal> {
-        self.seat(|hub, now| hub.join(now, agent, hello, join))
+        self.seat(Wake::Line(mailbox, index), |hub| hub.join(now, agent, hello, join))
     }
 
     /// Takes a seat for an agent with a session, to hear what comes after number `after`.
-    pub(super) fn listen(self: &Arc<Self>, agent: &Agent, session: &str, after: u64) -> Result<Seat, Gone> {
-        self.seat(|hub, now| hub.listen(now, agent, session, after))
+    pub(super) fn listen(
+        self: &Arc<Self>,
+        agent: &Agent,
+        session: &str,
+        after: u64,
+    ) -> Result<Listener, Gone> {
+        let (now, wake) = (clock::now(), Arc::new(Notify::new()));
+        let seat = self.seat(Wake::Task(Arc::clone(&wake)), |hub| hub.listen(now, agent, session, after))?;
+        Ok(Listener { seat, wake })
     }
 
     fn seat<E>(
         self: &Arc<Self>,
-        take: impl FnOnce(&mut Hub, Now) -> Result<ConnectionId, E>,
+        wake: Wake,
+        take: impl FnOnce(&mut Hub) -> Result<ConnectionId, E>,
     ) -> Result<Seat, E> {
-        let wake = Arc::new(Notify::new());
-        let connection = self.with(|state, now| {
-            let connection = take(&mut state.hub, now)?;
-            state.sockets.insert(connection, Arc::clone(&wake));
+        let connection = self.with(|state| {
+            let connection = take(&mut state.hub)?;
+            state.sockets.insert(connection, wake);
             Ok(connection)
         })?;
-        Ok(Seat { switchboard: Arc::clone(self), connection, wake, departure: Departure::Dropped })
+        Ok(Seat { switchboard: Arc::clone(self), connection, departure: Departure::Dropped })
     }
 
     /// Does one thing in the hub, and wakes whom it concerns.
     pub(super) fn tell<T>(&self, act: impl FnOnce(&mut Hub, Now) -> T) -> T {
-        self.with(|state, now| act(&mut state.hub, now))
+        let now = clock::now();
+        self.with(|state| act(&mut state.hub, now))
     }
 
     pub(super) fn counters(&self) -> Counters {
@@ -85,7 +105,8 @@ impl Switchboard {
     /// Ends sessions when their time is over. Never returns.
     pub(super) async fn keep_time(&self) {
         loop {
-            let next = self.with(|state, now| {
+            let now = clock::now();
+            let next = self.with(|state| {
                 state.hub.handle_timeout(now);
                 state.armed = state.hub.poll_timeout();
                 state.armed
@@ -103,13 +124,15 @@ impl Switchboard {
         }
     }
 
-    fn with<T>(&self, act: impl FnOnce(&mut State, Now) -> T) -> T {
+    fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.lock();
-        let outcome = act(&mut state, clock::now());
+        let outcome = act(&mut state);
         let State { hub, sockets, armed } = &mut *state;
         for connection in hub.take_ready() {
-            if let Some(socket) = sockets.get(&connection) {
-                socket.notify_one();
+            match sockets.get(&connection) {
+                Some(Wake::Task(task)) => task.notify_one(),
+                Some(Wake::Line(mailbox, index)) => mailbox.ready(*index, connection),
+                None => {}
             }
         }
         let next = hub.poll_timeout();
@@ -125,46 +148,55 @@ impl Switchboard {
     }
 }
 
+/// A new session's name.
+pub(super) fn session_id() -> Result<SessionId, Refusal> {
+    let mut bytes = [0; 16];
+    rand::fill(&mut bytes).map_err(|_| Refusal::Unavailable("no randomness"))?;
+    Ok(SessionId::from_random(bytes))
+}
+
 /// A connection's place in the hub; dropping it leaves.
-#[derive(Debug)]
 pub(super) struct Seat {
     switchboard: Arc<Switchboard>,
-    connection: ConnectionId,
-    wake: Arc<Notify>,
+    pub(super) connection: ConnectionId,
     /// What the hub is told in the end.
     pub(super) departure: Departure,
 }
 
 impl Seat {
-    /// Something waits to be written.
-    pub(super) async fn woken(&self) {
-        self.wake.notified().await;
-    }
-
-    /// There is more to write than was written.
-    pub(super) fn wake_again(&self) {
-        self.wake.notify_one();
-    }
-
-    pub(super) fn heartbeat(&self) -> Duration {
-        self.switchboard.tell(|hub, _| hub.heartbeat())
-    }
-
-    pub(super) fn next_outgoing(&self) -> Option<Outgoing> {
-        self.switchboard.tell(|hub, _| hub.next_outgoing(self.connection))
-    }
-
     /// Does one thing in the hub for this connection.
-    pub(super) fn tell(&self, act: impl FnOnce(&mut Hub, Now, ConnectionId)) {
-        self.switchboard.tell(|hub, now| act(hub, now, self.connection));
+    pub(super) fn tell<T>(&self, act: impl FnOnce(&mut Hub, ConnectionId) -> T) -> T {
+        self.switchboard.with(|state| act(&mut state.hub, self.connection))
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.switchboard.with(|state, now| {
+        let now = clock::now();
+        self.switchboard.with(|state| {
             state.hub.leave(now, self.connection, self.departure);
             state.sockets.remove(&self.connection);
         });
+    }
+}
+
+/// A task in a seat.
+pub(super) struct Listener {
+    seat: Seat,
+    wake: Arc<Notify>,
+}
+
+impl Listener {
+    /// Something waits to be written.
+    pub(super) async fn woken(&self) {
+        self.wake.notified().await;
+    }
+
+    pub(super) fn heartbeat(&self) -> Duration {
+        self.seat.tell(|hub, _| hub.heartbeat())
+    }
+
+    pub(super) fn next_outgoing(&self) -> Option<Outgoing<Bytes>> {
+        self.seat.tell(|hub, connection| hub.next_outgoing(connection).map(|next| next.to_bytes()))
     }
 }

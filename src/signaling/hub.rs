@@ -19,7 +19,7 @@ use super::{
         MAX_ASIDE_BYTES_BETWEEN_REQUESTS, MAX_CARD,
     },
     message::{
-        Announced, ClientFrame, FrameId, Hello, Incoming, Kind, Listed, Rejected, Resume, ServerFrame,
+        Announced, ClientFrame, Frame, FrameId, Hello, Incoming, Kind, Listed, Rejected, Resume, ServerFrame,
         SessionId, Unnumbered, Welcome,
     },
     refusal::{CODES, Refusal},
@@ -97,9 +97,20 @@ pub struct ConnectionId(u64);
 
 /// What a connection has to write.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Outgoing {
-    Frame(Bytes),
+pub enum Outgoing<F> {
+    Frame(F),
     Close(Farewell),
+}
+
+impl Outgoing<Frame<'_>> {
+    /// For who cannot write it at once.
+    #[must_use]
+    pub fn to_bytes(&self) -> Outgoing<Bytes> {
+        match self {
+            Self::Frame(frame) => Outgoing::Frame(frame.to_bytes()),
+            Self::Close(farewell) => Outgoing::Close(*farewell),
+        }
+    }
 }
 
 /// How a connection ended.
@@ -315,20 +326,27 @@ impl Hub {
     }
 
     /// What `connection` has to write next. After a `Close` there is nothing more.
-    pub fn next_outgoing(&mut self, connection: ConnectionId) -> Option<Outgoing> {
+    pub fn next_outgoing(&mut self, connection: ConnectionId) -> Option<Outgoing<Frame<'_>>> {
         match self.connections.get_mut(&connection)? {
             Line::Leaving(farewell) => farewell.take().map(Outgoing::Close),
             Line::Live(agent) => {
                 let member = self.members.get_mut(agent).expect("a live line has a member");
+                let is_keeper = member.keeper.is_some();
                 let frame = member.session.pop()?;
                 self.counters.frames_out += 1;
-                if member.keeper.is_none() && member.session.keeps_written() {
+                if !is_keeper && frame.is_kept() {
                     member.keeper = Some(self.counters.frames_out);
                     self.keepers.insert(self.counters.frames_out, agent.clone());
                 }
                 Some(Outgoing::Frame(frame))
             }
         }
+    }
+
+    /// Whether the connection is told to go.
+    #[must_use]
+    pub fn is_leaving(&self, connection: ConnectionId) -> bool {
+        matches!(self.connections.get(&connection), Some(Line::Leaving(Some(_))))
     }
 
     /// A frame from the shell itself: fresh ICE servers.
@@ -492,7 +510,7 @@ impl Hub {
 
     fn obey(&mut self, now: Now, agent: &AgentId, incoming: &Incoming<'_>) -> Result<Done, Refusal> {
         self.spend(now, agent)?;
-        if incoming.from.as_ref().is_some_and(|from| from != agent.as_str()) {
+        if incoming.from.as_ref().is_some_and(|from| *from != agent.as_str()) {
             return Err(Refusal::BadFrame("from is not you".into()));
         }
         match &incoming.frame {
@@ -622,6 +640,9 @@ impl Hub {
 
     /// A description of `from` has gone to `to`: candidates that were early follow it, later ones do not wait.
     fn introduce(&mut self, from: &AgentId, to: &AgentId) {
+        if self.is_introduced(from, to) {
+            return;
+        }
         let serial = self.members[from].serial;
         let mut introduced = std::mem::take(&mut self.member(to).introduced);
         if introduced.len() >= INTRODUCED {
@@ -1067,7 +1088,7 @@ mod tests {
                 (">", what) if what.starts_with("hello") => self.hello(name, what),
                 (">", what) => {
                     let frame = frame(what);
-                    self.hub.handle(now, self.connections[name], message::parse(frame.as_bytes()));
+                    self.hub.handle(now, self.connections[name], message::parse(&frame));
                 }
                 ("!", "drops") => {
                     self.hub.leave(now, self.connections.remove(name).unwrap(), Departure::Dropped)
@@ -1123,7 +1144,7 @@ mod tests {
                 if self.deaf.contains(&name) {
                     continue;
                 }
-                while let Some(outgoing) = self.hub.next_outgoing(connection) {
+                while let Some(outgoing) = self.hub.next_outgoing(connection).map(|next| next.to_bytes()) {
                     assert!(self.woken.contains(&connection), "{name} was not woken");
                     let line = match outgoing {
                         Outgoing::Close(farewell) => self.close(&name, farewell),
@@ -1836,7 +1857,7 @@ mod tests {
             (counters.connections, counters.agents, counters.rooms, counters.held_bytes),
             (0, 0, 0, 0)
         );
-        assert!(matches!(message::parse(br#"{"type":"find"}"#).unwrap().frame, ClientFrame::Find));
+        assert!(matches!(message::parse(r#"{"type":"find"}"#).unwrap().frame, ClientFrame::Find));
     }
 
     /// What must be true of the hub at any time.
@@ -1917,9 +1938,9 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_are_too_odd_to_parse(bytes: Vec<u8>, text in r#"[{}\[\]",:a-z0-9\\]{0,60}"#) {
-            drop(message::parse(&bytes).map(|frame| format!("{frame:?}")));
-            drop(message::parse(text.as_bytes()).map(|frame| format!("{frame:?}")));
+        fn no_text_is_too_odd_to_parse(any: String, text in r#"[{}\[\]",:a-z0-9\\]{0,60}"#) {
+            drop(message::parse(&any).map(|frame| format!("{frame:?}")));
+            drop(message::parse(&text).map(|frame| format!("{frame:?}")));
         }
     }
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::{
     limits::{Limits, MAX_ASIDES},
-    message::{Kind, SessionId, Unnumbered},
+    message::{Frame, Kind, SessionId, Unnumbered},
 };
 use crate::credentials::token::AgentId;
 
@@ -198,21 +198,20 @@ impl Session {
     }
 
     /// The next frame to write.
-    pub fn pop(&mut self) -> Option<Bytes> {
+    pub fn pop(&mut self) -> Option<Frame<'_>> {
         match self.waiting.pop_front()? {
             Waiting::Aside(frame) => {
                 self.asides -= 1;
                 self.aside_bytes -= frame.len();
-                Some(frame)
+                Some(frame.into())
             }
             Waiting::Numbered(numbered) => {
-                let frame = numbered.frame.numbered(numbered.seq);
                 self.waiting_frames -= 1;
                 self.waiting_bytes -= numbered.frame.size();
                 self.written_bytes += numbered.frame.size();
                 self.written_up_to = numbered.seq;
                 self.written.push_back(numbered);
-                Some(frame)
+                self.written.back().map(|numbered| numbered.frame.numbered(numbered.seq))
             }
         }
     }
@@ -224,7 +223,7 @@ impl Session {
             Waiting::Numbered(Numbered { seq, frame }) if frame.kind() == kind => {
                 self.waiting_frames -= 1;
                 self.waiting_bytes -= frame.size();
-                taken.push(frame.numbered(*seq));
+                taken.push(frame.numbered(*seq).to_bytes());
                 false
             }
             _ => true,
@@ -318,7 +317,7 @@ mod tests {
     /// The numbers of what is written next.
     fn write(session: &mut Session, frames: usize) -> Vec<u64> {
         let seq = |frame: &[u8]| serde_json::from_slice::<serde_json::Value>(frame).unwrap()["seq"].as_u64();
-        (0..frames).filter_map(|_| session.pop()).map(|frame| seq(&frame).unwrap_or(0)).collect()
+        (0..frames).map_while(|_| session.pop().map(|frame| seq(&frame.to_bytes()).unwrap_or(0))).collect()
     }
 
     #[test]

@@ -16,7 +16,7 @@ use halfway::{
         turn_rest::TurnSecrets,
     },
     door::{self, Door, ToRelay, admission::Admission},
-    http::{self, Entrance, Front, Patience, ice::IceOffer},
+    http::{self, Entrance, Front, Patience, ice::IceOffer, websocket::exchange::Exchange},
     relay::Relay,
     signaling::limits::Limits,
     tls,
@@ -117,7 +117,8 @@ async fn serve(config: &Config, handshake: Duration, front: Arc<Front>, ready: A
             relay.get_or_init(|| loopback::relay("127.0.0.1:0", 2, 30_000..=35_999)).welcome(client)
         })
     };
-    let entrance = Entrance { door: Arc::clone(&door), to_relay };
+    let exchange = Arc::new(Exchange::start().unwrap());
+    let entrance = Entrance { door: Arc::clone(&door), to_relay, exchange };
     let metrics: http::Metrics = Arc::new(|| "halfway_up 1\n".to_owned());
     let (stop, stopped) = watch::channel(false);
     Host {

@@ -180,7 +180,7 @@ impl Model {
 
     fn obey(&mut self, from: Name, text: &[u8]) -> Result<Outcome, Refused> {
         let frame: Value = serde_json::from_slice(text).map_err(|_| "badFrame")?;
-        let incoming = parse(text).map_err(|_| "badFrame")?;
+        let incoming = parse(str::from_utf8(text).expect("JSON")).map_err(|_| "badFrame")?;
         if frame.get("from").is_some_and(|claimed| claimed != from) {
             return Err("badFrame");
         }

@@ -186,7 +186,7 @@ impl World {
         let join = Join { id: None, ice: None, fresh };
         let connection = self.hub.join(self.now(), agent, &hello, join).expect("there is room for all");
         match self.hub.next_outgoing(connection) {
-            Some(Outgoing::Frame(welcome)) => (connection, welcome),
+            Some(Outgoing::Frame(welcome)) => (connection, welcome.to_bytes()),
             other => panic!("{other:?} before the welcome"),
         }
     }
@@ -240,7 +240,7 @@ impl World {
 
     fn heard(&mut self, connection: ConnectionId, who: Name, frame: &[u8]) {
         let before = self.hub.counters();
-        self.hub.handle(self.now(), connection, message::parse(frame));
+        self.hub.handle(self.now(), connection, message::parse(str::from_utf8(frame).expect("JSON")));
         let after = self.hub.counters();
         if !self.model.is_live(who, connection) {
             assert_eq!(before, after, "what a connection says that was told to go does not count");
@@ -290,7 +290,7 @@ impl World {
         if !line.woken {
             return false;
         }
-        let Some(outgoing) = self.hub.next_outgoing(connection) else {
+        let Some(outgoing) = self.hub.next_outgoing(connection).map(|next| next.to_bytes()) else {
             line.woken = false;
             return false;
         };

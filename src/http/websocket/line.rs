@@ -1,0 +1,396 @@
+//! One agent's connection: hello, then frames in and frames out until one side has had enough.
+
+use std::{
+    io, mem,
+    ops::ControlFlow,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use aws_lc_rs::rand;
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::{
+    super::{
+        Visit,
+        ice::IceList,
+        routes,
+        switchboard::{Seat, session_id},
+    },
+    Credential,
+    exchange::{Arrival, Mailbox},
+    framing::{self, Decoder, Said},
+};
+use crate::{
+    clock::Now,
+    credentials::token::{Agent, TokenRefusal},
+    door::admission::Permit,
+    signaling::{
+        hub::{ConnectionId, Departure, Join, Outgoing},
+        message::{ClientFrame, Frame, Hello, Incoming, Rejected, ServerFrame},
+        refusal::Refusal,
+    },
+    stream::{Flushed, Spare, Stream},
+};
+
+/// How long a client may take to answer our goodbye.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Bytes on their way to a client before more is taken from its session.
+const ENOUGH: usize = 16 << 10;
+
+/// A client's WebSocket.
+pub(super) struct Line {
+    pub(super) stream: Stream,
+    decoder: Decoder,
+    visit: Visit,
+    stage: Stage,
+    _permit: Permit,
+}
+
+enum Stage {
+    /// For the hello is waited until then.
+    Greeting(Credential, Instant),
+    Talking(Box<Guest>),
+    /// We said goodbye; for the client's is waited until then.
+    Parting(Instant),
+}
+
+/// An agent with a seat in the hub.
+struct Guest {
+    seat: Seat,
+    agent: Agent,
+    /// Until when the last ICE list is good, in Unix seconds.
+    ice_expires: Option<u64>,
+    ice_at: Instant,
+    heartbeat: Duration,
+    ping_at: Instant,
+    /// Since the last ping.
+    heard: bool,
+}
+
+/// What a thread lends to the line that it attends to.
+pub(super) struct Desk<'a> {
+    pub(super) now: Now,
+    pub(super) spare: &'a mut Spare,
+    /// Where to wake the thread.
+    pub(super) mailbox: &'a Arc<Mailbox>,
+    /// The line's.
+    pub(super) index: usize,
+    /// Counts what is heard.
+    pub(super) frames: &'a mut usize,
+}
+
+/// What a line has written.
+enum Wrote {
+    All,
+    /// There is more.
+    Enough,
+    /// Nothing comes behind it.
+    Farewell(crate::signaling::farewell::Farewell),
+}
+
+/// `ice`, in the frame's form.
+#[derive(Serialize)]
+struct IceFrame<'a> {
+    r#type: &'static str,
+    #[serde(flatten)]
+    list: &'a IceList,
+}
+
+const GO_ON: ControlFlow<()> = ControlFlow::Continue(());
+const END: ControlFlow<()> = ControlFlow::Break(());
+
+impl Line {
+    pub(super) fn new(now: Now, arrival: Arrival) -> Self {
+        let Arrival { visit, credential, socket, tls, permit, .. } = arrival;
+        let until = now.mono + visit.front.patience.hello;
+        Self {
+            stream: Stream::new(socket, Some(tls)),
+            decoder: Decoder::default(),
+            visit,
+            stage: Stage::Greeting(credential, until),
+            _permit: permit,
+        }
+    }
+
+    /// In the hub, of an agent that has said hello.
+    pub(super) fn connection(&self) -> Option<ConnectionId> {
+        match &self.stage {
+            Stage::Talking(guest) => Some(guest.seat.connection),
+            Stage::Greeting(..) | Stage::Parting(_) => None,
+        }
+    }
+
+    /// Reads once of the socket, and what TLS has decrypted to its end: the poll tells of more bytes, but not of those.
+    pub(super) fn read(&mut self, desk: &mut Desk<'_>, piece: &mut [u8]) -> ControlFlow<()> {
+        if self.stream.full_since().is_some() {
+            return GO_ON;
+        }
+        let mut read = self.stream.read(desk.spare, piece);
+        loop {
+            match read {
+                Ok(length @ 1..) => self.hear(desk, &mut piece[..length])?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return GO_ON,
+                Ok(0) | Err(_) => return END,
+            }
+            read = self.stream.read_decrypted(piece);
+        }
+    }
+
+    /// Hears what the client sent.
+    pub(super) fn hear(&mut self, desk: &mut Desk<'_>, bytes: &mut [u8]) -> ControlFlow<()> {
+        // Up to twice the limit a frame is read and refused by name; beyond it the connection is closed.
+        let longest = self.visit.front.max_frame.saturating_mul(2);
+        let mut decoder = mem::take(&mut self.decoder);
+        let heard = decoder.read(bytes, longest, |said| self.listen_to(desk, &said));
+        self.decoder = decoder;
+        heard.unwrap_or_else(|violation| {
+            self.part(desk, violation.close_code(), "");
+            GO_ON
+        })
+    }
+
+    fn listen_to(&mut self, desk: &mut Desk<'_>, said: &Said<'_>) -> ControlFlow<()> {
+        if let Stage::Talking(guest) = &mut self.stage {
+            guest.heard = true;
+        }
+        match (said, &mut self.stage) {
+            (Said::Close(code), stage) => {
+                if let Stage::Talking(guest) = stage {
+                    guest.seat.departure = Departure::Left;
+                }
+                // Ours is the answer, unless it came first.
+                if !matches!(stage, Stage::Parting(_)) {
+                    framing::write_close(self.stream.outbox(desk.spare), code.unwrap_or(1000), "");
+                }
+                return END;
+            }
+            (Said::Pong, _) | (_, Stage::Parting(_)) => {}
+            (Said::Ping(payload), _) => framing::write_pong(self.stream.outbox(desk.spare), payload),
+            (Said::Text(_) | Said::Binary, Stage::Greeting(..)) => self.greet(desk, said),
+            (Said::Text(_) | Said::Binary, Stage::Talking(guest)) => {
+                *desk.frames += 1;
+                guest.take(&self.visit, desk.now, read(&self.visit, said));
+            }
+        }
+        GO_ON
+    }
+
+    /// The first frame is the hello.
+    fn greet(&mut self, desk: &mut Desk<'_>, said: &Said<'_>) {
+        let Stage::Greeting(credential, _) = &self.stage else { return };
+        match hello(&self.visit, desk, credential, said) {
+            Ok(guest) => self.stage = Stage::Talking(Box::new(guest)),
+            Err(refusal) => self.refuse(desk, &refusal),
+        }
+    }
+
+    /// Takes what the session holds for the client, as much as fits.
+    pub(super) fn write_out(&mut self, desk: &mut Desk<'_>) -> ControlFlow<()> {
+        let Stage::Talking(guest) = &mut self.stage else { return GO_ON };
+        let blocked = self.stream.full_since().is_some();
+        let out = self.stream.outbox(desk.spare);
+        let wrote = guest.seat.tell(|hub, connection| {
+            if blocked && !hub.is_leaving(connection) {
+                return Wrote::All;
+            }
+            while blocked || out.len() < ENOUGH {
+                match hub.next_outgoing(connection) {
+                    Some(Outgoing::Frame(frame)) => write_frame(out, &frame),
+                    Some(Outgoing::Close(farewell)) => return Wrote::Farewell(farewell),
+                    None => return Wrote::All,
+                }
+            }
+            Wrote::Enough
+        });
+        match wrote {
+            Wrote::All => {}
+            Wrote::Enough => desk.mailbox.ready(desk.index, guest.seat.connection),
+            Wrote::Farewell(farewell) => {
+                if let Some(frame) = farewell.frame() {
+                    write_frame(self.stream.outbox(desk.spare), &frame.into());
+                }
+                self.part(desk, farewell.close_code(), farewell.reason());
+            }
+        }
+        GO_ON
+    }
+
+    /// Passes on what is written; then there is room for more.
+    pub(super) fn flush(&mut self, desk: &mut Desk<'_>) -> io::Result<Flushed> {
+        let flushed = self.stream.flush(desk.now.mono, desk.spare, <[u8]>::len)?;
+        if let (Flushed::Unblocked, Some(connection)) = (flushed, self.connection()) {
+            desk.mailbox.ready(desk.index, connection);
+        }
+        Ok(flushed)
+    }
+
+    /// When [`Self::handle_timeout`] is due.
+    pub(super) fn deadline(&self) -> Instant {
+        match &self.stage {
+            Stage::Greeting(_, until) | Stage::Parting(until) => *until,
+            Stage::Talking(guest) => {
+                let slow = self.stream.full_since().map(|since| since + self.visit.front.patience.write);
+                let next = guest.ping_at.min(guest.ice_at);
+                slow.map_or(next, |slow| slow.min(next))
+            }
+        }
+    }
+
+    pub(super) fn handle_timeout(&mut self, desk: &mut Desk<'_>) -> ControlFlow<()> {
+        let now = desk.now.mono;
+        let patience = self.visit.front.patience.write;
+        let slow = self.stream.full_since().is_some_and(|since| since + patience <= now);
+        match &mut self.stage {
+            Stage::Greeting(_, until) if *until <= now => {
+                self.refuse(desk, &Refusal::BadFrame("hello did not come in time".into()));
+            }
+            Stage::Parting(until) if *until <= now => return END,
+            Stage::Talking(guest) if slow || (guest.ping_at <= now && !guest.heard) => {
+                guest.seat.tell(|hub, connection| hub.hang_up(desk.now, connection));
+                return self.write_out(desk);
+            }
+            Stage::Talking(guest) => {
+                if guest.ping_at <= now {
+                    guest.heard = false;
+                    guest.ping_at = now + guest.heartbeat;
+                    framing::write_ping(self.stream.outbox(desk.spare));
+                }
+                if guest.ice_at <= now {
+                    guest.push_ice(&self.visit, desk.now);
+                }
+            }
+            Stage::Greeting(..) | Stage::Parting(_) => {}
+        }
+        GO_ON
+    }
+
+    /// Whoever has not said hello yet is to come back later; the hub tells the others.
+    pub(super) fn restart(&mut self, desk: &mut Desk<'_>) -> ControlFlow<()> {
+        if let Stage::Greeting(..) = self.stage {
+            self.part(desk, 1012, "restarting");
+        }
+        GO_ON
+    }
+
+    /// Says why there is no session.
+    fn refuse(&mut self, desk: &mut Desk<'_>, refusal: &Refusal) {
+        self.visit.front.switchboard.tell(|hub, _| hub.count_refusal(refusal));
+        let frame = ServerFrame::error(None, refusal).to_bytes();
+        write_frame(self.stream.outbox(desk.spare), &frame.into());
+        let code = match refusal {
+            Refusal::Token(TokenRefusal::Expired) => 4001,
+            Refusal::Unavailable(_) => 1013,
+            _ => 1008,
+        };
+        self.part(desk, code, refusal.code());
+    }
+
+    /// Says goodbye, once.
+    fn part(&mut self, desk: &mut Desk<'_>, code: u16, reason: &str) {
+        if !matches!(self.stage, Stage::Parting(_)) {
+            framing::write_close(self.stream.outbox(desk.spare), code, reason);
+            self.stage = Stage::Parting(desk.now.mono + LAST_WORDS);
+        }
+    }
+
+    /// Nothing is waited for any more.
+    pub(super) fn end(&mut self, now: Now, spare: &mut Spare) {
+        let _ = self.stream.flush(now.mono, spare, <[u8]>::len);
+        self.stream.say_goodbye();
+    }
+}
+
+fn write_frame(out: &mut Vec<u8>, frame: &Frame<'_>) {
+    framing::begin_text(out, frame.length());
+    frame.write(out);
+}
+
+/// Finds out who speaks.
+fn hello(visit: &Visit, desk: &Desk<'_>, credential: &Credential, said: &Said<'_>) -> Result<Guest, Refusal> {
+    let frame = read(visit, said).map_err(|rejected| rejected.refusal)?;
+    let ClientFrame::Hello(hello) = &frame.frame else {
+        return Err(Refusal::BadFrame("the first frame is not hello".into()));
+    };
+    let agent = match credential {
+        Credential::Checked(agent) => agent.clone(),
+        Credential::Offered(token) => visit.front.tokens.check(desk.now, token)?,
+        Credential::None => {
+            let token = hello.token.as_deref().ok_or(Refusal::Token(TokenRefusal::Malformed))?;
+            visit.front.tokens.check(desk.now, token)?
+        }
+    };
+    if !agent.scopes.signal {
+        return Err(Refusal::Forbidden("the token lacks the scope signal"));
+    }
+    sit_down(visit, desk, agent, &frame, hello)
+}
+
+fn sit_down(
+    visit: &Visit,
+    desk: &Desk<'_>,
+    agent: Agent,
+    frame: &Incoming<'_>,
+    hello: &Hello<'_>,
+) -> Result<Guest, Refusal> {
+    let now = desk.now;
+    let list = routes::ice_list(visit, &agent, now, None).ok();
+    let ice = list.as_ref().and_then(|list| serde_json::value::to_raw_value(list).ok());
+    let join = Join { id: frame.id, ice: ice.as_deref().map(|ice: &RawValue| ice), fresh: session_id()? };
+    let switchboard = &visit.front.switchboard;
+    let seat = switchboard.join(now, &agent, hello, join, Arc::clone(desk.mailbox), desk.index)?;
+    let ice_expires = list.map(|list| now.unix() + list.turn_rest.ttl);
+    let heartbeat = switchboard.tell(|hub, _| hub.heartbeat());
+    let (ice_at, ping_at) = (next_ice(now, ice_expires), now.mono + heartbeat);
+    Ok(Guest { seat, agent, ice_expires, ice_at, heartbeat, ping_at, heard: true })
+}
+
+fn read<'a>(visit: &Visit, said: &Said<'a>) -> Result<Incoming<'a>, Rejected<'a>> {
+    match said {
+        Said::Text(text) => visit.parse(text),
+        _ => Err(Rejected { id: None, refusal: Refusal::BadFrame("frames are text".into()) }),
+    }
+}
+
+impl Guest {
+    /// Passes a frame to the hub. Tokens are checked here: the hub has no keys.
+    fn take(&mut self, visit: &Visit, now: Now, frame: Result<Incoming<'_>, Rejected<'_>>) {
+        if let Ok(Incoming { id, frame: ClientFrame::Renew { token }, .. }) = &frame {
+            let token = visit.front.tokens.check(now, token);
+            if let Ok(fresh) = &token
+                && (&fresh.id, &fresh.room) == (&self.agent.id, &self.agent.room)
+            {
+                self.agent.expires = fresh.expires;
+            }
+            self.seat.tell(|hub, connection| hub.renew(now, connection, *id, token));
+        } else {
+            self.seat.tell(|hub, connection| hub.handle(now, connection, frame));
+        }
+    }
+
+    /// Sends fresh credentials if they are good for longer than the old ones, and notes when to think of it again.
+    fn push_ice(&mut self, visit: &Visit, now: Now) {
+        if let (Some(old), Ok(list)) = (self.ice_expires, routes::ice_list(visit, &self.agent, now, None)) {
+            let expires = now.unix() + list.turn_rest.ttl;
+            if expires > old {
+                self.ice_expires = Some(expires);
+                let frame = serde_json::to_vec(&IceFrame { r#type: "ice", list: &list });
+                let frame = frame.expect("an ICE list is plain JSON").into();
+                self.seat.tell(|hub, connection| hub.push(now, connection, frame));
+            }
+        }
+        self.ice_at = next_ice(now, self.ice_expires);
+    }
+}
+
+/// At half the remaining life, a little earlier for some than for others.
+fn next_ice(now: Now, expires: Option<u64>) -> Instant {
+    let left = expires.map_or(86_400, |expires| expires.saturating_sub(now.unix()));
+    let mut jitter = [0];
+    // Without randomness all are asked at once: no harm is done.
+    let _ = rand::fill(&mut jitter);
+    let half = Duration::from_secs(left) / 2;
+    now.mono + (half - half / 10 * u32::from(jitter[0]) / 255).max(Duration::from_secs(1))
+}
