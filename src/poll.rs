@@ -1,5 +1,8 @@
 //! Waiting for sockets to become ready (epoll), being woken, and getting a processor soon after.
-#![expect(unsafe_code, reason = "epoll, eventfd and sched_setattr have no safe wrapper among our packages")]
+#![expect(
+    unsafe_code,
+    reason = "epoll, poll, eventfd and sched_setattr have no safe wrapper among our packages"
+)]
 
 use std::{
     fs::File,
@@ -124,6 +127,14 @@ impl AsRawFd for Waker {
     fn as_raw_fd(&self) -> std::os::fd::RawFd {
         self.0.as_raw_fd()
     }
+}
+
+/// Whether the other side has ended its half of a connection, which is known before all its bytes are read.
+pub fn has_hung_up(socket: &impl AsRawFd) -> bool {
+    let mut asked = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
+    // SAFETY: one entry, ours, written during the call only, which does not wait.
+    let ready = unsafe { libc::poll(&raw mut asked, 1, 0) };
+    ready > 0
 }
 
 /// Asks for short turns on the processor, which come soon after a wake-up in return: a thread that forwards packets must

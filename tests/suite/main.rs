@@ -7,6 +7,7 @@
 
 mod commands;
 mod front;
+mod hostile;
 mod http;
 mod layers;
 mod loopback;

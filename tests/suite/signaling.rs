@@ -5,6 +5,10 @@ use std::time::Duration;
 use halfway::{credentials::token::Scopes, signaling::limits::Rate};
 use hyper::{StatusCode, header};
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::timeout,
+};
 use tokio_websockets::Message;
 
 use crate::front::{
@@ -71,6 +75,29 @@ async fn two_agents_exchange_offer_answer_and_candidates() {
     assert_eq!(alice.hear().await, json!({"type": "agentLeft", "agent": "bob"}));
     let answer = alice.ask(json!({"type": "bye", "to": "bob"})).await;
     assert_eq!((&answer["code"], &answer["type"]), (&json!("peerUnavailable"), &json!("error")));
+}
+
+#[tokio::test]
+async fn an_attempt_that_was_given_up_takes_nothing_over() {
+    let host = host("").await;
+    let (mut alice, welcome) = host.join(&token("alice"), json!({})).await;
+    let hello = json!({"type": "hello", "resume": {"session": welcome["session"], "after": 0}}).to_string();
+    let mut late = format!(
+        "GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\nConnection: upgrade\r\n\
+         Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+        token("alice")
+    )
+    .into_bytes();
+    // A text frame, masked with zeros.
+    late.extend([0x81, 0x80 | hello.len() as u8, 0, 0, 0, 0]);
+    late.extend(hello.bytes());
+    let mut stream = host.tls().await;
+    stream.write_all(&late).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    timeout(PATIENCE, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 101"), "the server has heard it all, and closed");
+    assert_eq!(alice.ask(json!({"type": "ping"})).await["type"], "pong", "and alice is not replaced");
 }
 
 #[tokio::test]

@@ -26,6 +26,7 @@ use crate::{
     clock::Now,
     credentials::token::{Agent, TokenRefusal},
     door::admission::Permit,
+    poll::has_hung_up,
     signaling::{
         hub::{ConnectionId, Departure, Join, Outgoing},
         message::{ClientFrame, Frame, Hello, Incoming, Rejected, ServerFrame},
@@ -169,7 +170,7 @@ impl Line {
             }
             (Said::Pong, _) | (_, Stage::Parting(_)) => {}
             (Said::Ping(payload), _) => framing::write_pong(self.stream.outbox(desk.spare), payload),
-            (Said::Text(_) | Said::Binary, Stage::Greeting(..)) => self.greet(desk, said),
+            (Said::Text(_) | Said::Binary, Stage::Greeting(..)) => return self.greet(desk, said),
             (Said::Text(_) | Said::Binary, Stage::Talking(guest)) => {
                 *desk.frames += 1;
                 guest.take(&self.visit, desk.now, read(&self.visit, said));
@@ -179,12 +180,17 @@ impl Line {
     }
 
     /// The first frame is the hello.
-    fn greet(&mut self, desk: &mut Desk<'_>, said: &Said<'_>) {
-        let Stage::Greeting(credential, _) = &self.stage else { return };
+    fn greet(&mut self, desk: &mut Desk<'_>, said: &Said<'_>) -> ControlFlow<()> {
+        let Stage::Greeting(credential, _) = &self.stage else { return GO_ON };
+        // Who gave this attempt up must not take the session from the next attempt, which may have been faster.
+        if has_hung_up(&self.stream.socket) {
+            return END;
+        }
         match hello(&self.visit, desk, credential, said) {
             Ok(guest) => self.stage = Stage::Talking(Box::new(guest)),
             Err(refusal) => self.refuse(desk, &refusal),
         }
+        GO_ON
     }
 
     /// Takes what the session holds for the client, as much as fits.
