@@ -27,10 +27,10 @@ LINGER, DELAY, STALL = (0.1, 1.0), (0.0, 0.01), (0.2, 0.6)
 
 
 class Road:
-    """One agent's way. Its connections are cut until it is calm."""
+    """One agent's way. Its connections are cut until it is calm, in these ways."""
 
-    def __init__(self, seed):
-        self.seed, self.rough, self.spare = seed, True, True
+    def __init__(self, seed, kinds):
+        self.seed, self.kinds, self.rough, self.spare = seed, kinds, True, True
         # By the task that runs each.
         self.passages = {}
         self.carried, self.cuts = 0, collections.Counter()
@@ -57,6 +57,10 @@ class Road:
     def calm(self):
         """Resets every connection for the last time; later ones stay whole."""
         self.rough = False
+        self.give_up()
+
+    def give_up(self):
+        """Nothing that is still on its way arrives."""
         for passage in self.passages.values():
             passage.reset()
 
@@ -79,7 +83,7 @@ class Passage:
         early = chance.random() < EARLY
         self.lasts = 0 if early else chance.uniform(*LASTS)
         self.way, self.bytes = chance.choice(WAYS), chance.randrange(FIRST_BYTES if early else BYTES)
-        self.kind, self.linger = chance.choice(list(KINDS)), chance.uniform(*LINGER)
+        self.kind, self.linger = chance.choice(road.kinds), chance.uniform(*LINGER)
 
     async def run(self, agent):
         try:
@@ -203,3 +207,5 @@ async def late(passage):
 
 
 KINDS = {reset: "reset", finish: "ended", half_close: "half closed", stall: "stalled", late: "late on one side"}
+# A request that was given up may be done all the same when it is late: of those nothing is promised.
+OF_REQUESTS = [kind for kind in KINDS if kind is not late]

@@ -16,18 +16,15 @@ import websockets
 from websockets.asyncio.client import connect
 
 from appliance import HTTPS
+from asking import Broken, Events, Poll
 from net import PUBLIC
-from road import Road
+from road import KINDS, OF_REQUESTS, Road
 
 # Frames a second of each agent; how many of them go to everybody, are offers, or are followed by a receipt.
 RATE, TO_ALL, OFFERS, RECEIPTS = 20, 0.02, 0.1, 0.05
 # Seconds that all have to hear everybody's last word once nothing is cut any more, and to leave.
 PATIENCE = 20
 LAST = "my last word"
-
-
-class Broken(Exception):
-    """The connection is gone, with these last words or without any."""
 
 
 class WebSocket:
@@ -72,8 +69,53 @@ class WebSocket:
             raise Broken from None
 
 
+def leaving_by_socket(transport):
+    """A session without a connection only runs out; one that has moved to a WebSocket can be left."""
+
+    class Leaving(transport):
+        def __init__(self, *way):
+            super().__init__(*way)
+            self.exit = WebSocket(*way)
+
+        async def leave(self):
+            self.drop()
+            self.frames.put_nowait(Broken())
+            name = self.session["Halfway-Session"]
+            await self.exit.connect({"type": "hello", "resume": {"session": name, "after": self.after}})
+            await self.exit.receive()
+            await self.exit.leave()
+
+    return Leaving
+
+
+class Any:
+    """Another way each time: the session moves along."""
+
+    def __init__(self, *way):
+        self.road = way[-1]
+        self.ways = itertools.cycle([TRANSPORTS[name](*way) for name in ("poll", "wss", "events")])
+        self.way = None
+
+    async def connect(self, hello):
+        self.way = next(self.ways)
+        await self.way.connect(hello)
+
+    async def send(self, frame):
+        await self.way.send(frame)
+
+    async def receive(self):
+        return await self.way.receive()
+
+    def drop(self):
+        self.way.drop()
+        self.road.give_up()
+
+    async def leave(self):
+        await self.way.leave()
+
+
 # By name, what the agents take in turn.
-TRANSPORTS = {"wss": WebSocket}
+TRANSPORTS = {"wss": WebSocket, "poll": leaving_by_socket(Poll), "events": leaving_by_socket(Events), "any": Any}
 
 
 class Agent:
@@ -201,16 +243,17 @@ def text(number):
 async def talk(orders):
     """Everybody talks for so many seconds."""
     trust = ssl.create_default_context(cafile=orders["ca"])
-    transports = itertools.cycle(TRANSPORTS[name] for name in orders["transports"])
+    transports = itertools.cycle(orders["transports"])
     agents, problems = [], []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(str(context)))
     for room in orders["rooms"]:
         for name, token in room.items():
             seed = f"{orders['seed']} {orders['seconds']} {name}"
-            road = Road(seed)
+            transport = next(transports)
+            road = Road(seed, list(KINDS) if transport == "wss" else OF_REQUESTS)
             await road.open()
             others = [other for other in room if other != name]
-            agents.append(Agent(name, others, road, next(transports)(token, trust, road), seed))
+            agents.append(Agent(name, others, road, TRANSPORTS[transport](token, trust, road), seed))
     async with asyncio.TaskGroup() as group:
         for agent in agents:
             group.create_task(agent.run())
