@@ -1,8 +1,11 @@
 """Halfway itself, in the public namespace of a test network."""
 
+import contextlib
+import ctypes
 import os
 import pathlib
 import re
+import socket
 import subprocess
 
 from net import PUBLIC, run
@@ -13,6 +16,8 @@ HTTPS = 8443
 # What the certificate says beside the addresses.
 HOST = "turn.lab"
 PAGES = 8444
+# The system call; Python has none of this name yet.
+PIDFD_GETFD = 438
 
 
 class Appliance:
@@ -70,6 +75,17 @@ class Appliance:
 
     def descriptors(self):
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def connections(self):
+        """Copies of its sockets that have a client, to look at their options."""
+        process = os.pidfd_open(self.process.pid)
+        for descriptor in os.listdir(f"/proc/{self.process.pid}/fd"):
+            # What is no socket, and what has no client, is of no interest.
+            with contextlib.suppress(OSError), socket.socket(fileno=ctypes.CDLL(None).syscall(PIDFD_GETFD, process, int(descriptor), 0)) as copy:
+                copy.getpeername()
+                if copy.type == socket.SOCK_STREAM and copy.family != socket.AF_UNIX:
+                    yield copy
+        os.close(process)
 
     def log_lines(self):
         """Lines logged since it was ready."""

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import pathlib
+import socket
 import ssl
 import subprocess
 import sys
@@ -35,6 +36,7 @@ def run(net, appliance):
     command = net.public.command(PYTHON, __file__, json.dumps(orders))
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as talking:
         yield json.loads(talking.stdout.readline())["warm"], "everybody is there"
+        yield from vanishing_is_noticed(appliance)
         before = most = appliance.resident()
         talking.stdin.write("\n")
         talking.stdin.flush()
@@ -49,6 +51,15 @@ def run(net, appliance):
     yield end["read"] == end["delivered"], f"read in the end: {end['read']}, once and in order"
     yield end["calm"] > 10 and end["calm_lost"] == 0, f"beside it {end['calm']} round trips of others, the slowest {end['calm_slowest_ms']} ms"
     yield most - before <= MOST_KIB, f"resident memory: {before} KiB, and {most - before:+} KiB at most"
+
+
+def vanishing_is_noticed(appliance):
+    """A client that is gone without a word is, for the kernel, who answers nothing for 30 seconds."""
+    options = {
+        (copy.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE), copy.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
+        for copy in appliance.connections()
+    }
+    yield options == {(1, 30_000)}, f"of each connection: kept alive, and milliseconds without an answer: {options}"
 
 
 async def talk(orders):
