@@ -35,22 +35,20 @@ pub(super) struct Switchboard {
 
 struct State {
     hub: Hub,
-    sockets: HashMap<ConnectionId, Wake>,
+    /// The tasks that hold a connection.
+    tasks: HashMap<ConnectionId, Arc<Notify>>,
+    /// The threads that hold lines; a connection's tag says which one, and which line.
+    threads: Vec<Arc<Mailbox>>,
     /// What `keep_time` sleeps for.
     armed: Option<Instant>,
 }
 
-/// How to say that a connection has something to write.
-enum Wake {
-    /// To a task.
-    Task(Arc<Notify>),
-    /// To a thread with many lines, of which it is this one.
-    Line(Arc<Mailbox>, usize),
-}
+/// The tag of every connection that a task holds.
+const TASK: u64 = u64::MAX;
 
 impl Switchboard {
     pub(super) fn new(limits: Limits) -> Self {
-        let state = State { hub: Hub::new(limits), sockets: HashMap::new(), armed: None };
+        let state = State { hub: Hub::new(limits), tasks: HashMap::new(), threads: Vec::new(), armed: None };
         Self { state: Mutex::new(state), alarm: Notify::new() }
     }
 
@@ -61,10 +59,14 @@ impl Switchboard {
         agent: &Agent,
         hello: &Hello<'_>,
         join: Join<'_>,
-        mailbox: Arc<Mailbox>,
+        mailbox: &Arc<Mailbox>,
         index: usize,
     ) -> Result<Seat, Refusal> {
-        self.seat(Wake::Line(mailbox, index), |hub| hub.join(now, agent, hello, join))
+        let connection = self.with(|state| {
+            let tag = state.thread(mailbox) << 32 | index as u64;
+            state.hub.join(now, agent, hello, join, tag)
+        })?;
+        Ok(self.seat(connection))
     }
 
     /// Takes a seat for an agent with a session, to hear what comes after number `after`.
@@ -75,21 +77,16 @@ impl Switchboard {
         after: u64,
     ) -> Result<Listener, Gone> {
         let (now, wake) = (clock::now(), Arc::new(Notify::new()));
-        let seat = self.seat(Wake::Task(Arc::clone(&wake)), |hub| hub.listen(now, agent, session, after))?;
-        Ok(Listener { seat, wake })
-    }
-
-    fn seat<E>(
-        self: &Arc<Self>,
-        wake: Wake,
-        take: impl FnOnce(&mut Hub) -> Result<ConnectionId, E>,
-    ) -> Result<Seat, E> {
         let connection = self.with(|state| {
-            let connection = take(&mut state.hub)?;
-            state.sockets.insert(connection, wake);
+            let connection = state.hub.listen(now, agent, session, after, TASK)?;
+            state.tasks.insert(connection, Arc::clone(&wake));
             Ok(connection)
         })?;
-        Ok(Seat { switchboard: Arc::clone(self), connection, departure: Departure::Dropped })
+        Ok(Listener { seat: self.seat(connection), wake })
+    }
+
+    fn seat(self: &Arc<Self>, connection: ConnectionId) -> Seat {
+        Seat { switchboard: Arc::clone(self), connection, departure: Departure::Dropped }
     }
 
     /// Does one thing in the hub, and wakes whom it concerns.
@@ -127,12 +124,13 @@ impl Switchboard {
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.lock();
         let outcome = act(&mut state);
-        let State { hub, sockets, armed } = &mut *state;
+        let State { hub, tasks, threads, armed } = &mut *state;
         for connection in hub.take_ready() {
-            match sockets.get(&connection) {
-                Some(Wake::Task(task)) => task.notify_one(),
-                Some(Wake::Line(mailbox, index)) => mailbox.ready(*index, connection),
-                None => {}
+            if connection.tag != TASK {
+                let (thread, index) = (connection.tag >> 32, connection.tag & u64::from(u32::MAX));
+                threads[thread as usize].ready(index as usize, connection);
+            } else if let Some(task) = tasks.get(&connection) {
+                task.notify_one();
             }
         }
         let next = hub.poll_timeout();
@@ -145,6 +143,18 @@ impl Switchboard {
     /// A panic under the lock is a bug; everybody else's sessions go on.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// The number of a thread, which stays the same.
+    fn thread(&mut self, mailbox: &Arc<Mailbox>) -> u64 {
+        let known = self.threads.iter().position(|thread| Arc::ptr_eq(thread, mailbox));
+        let number = known.unwrap_or_else(|| {
+            self.threads.push(Arc::clone(mailbox));
+            self.threads.len() - 1
+        });
+        number as u64
     }
 }
 
@@ -175,7 +185,7 @@ impl Drop for Seat {
         let now = clock::now();
         self.switchboard.with(|state| {
             state.hub.leave(now, self.connection, self.departure);
-            state.sockets.remove(&self.connection);
+            state.tasks.remove(&self.connection);
         });
     }
 }

@@ -3,7 +3,7 @@
 //! Frames and `now` go in; what there is to write waits in the sessions, and [`Hub::take_ready`] says for whom.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     ops::Bound,
     sync::Arc,
     time::{Duration, Instant},
@@ -70,8 +70,8 @@ struct Member {
     session: Session,
     /// No other session has it.
     serial: u64,
-    /// Whose offer or answer this session has had: the sender, and its session.
-    introduced: HashMap<AgentId, u64>,
+    /// Whose offer or answer this session has had: the senders' sessions by their serials, the latest last.
+    introduced: VecDeque<u64>,
     connection: Option<ConnectionId>,
     /// It comes and goes: what nobody numbered waits for it too.
     by_request: bool,
@@ -93,7 +93,11 @@ enum Line {
 
 /// One connection of one agent. Never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ConnectionId(u64);
+pub struct ConnectionId {
+    serial: u64,
+    /// What the shell wants to know when the connection is ready: it means nothing here.
+    pub tag: u64,
+}
 
 /// What a connection has to write.
 #[derive(Debug, PartialEq, Eq)]
@@ -177,10 +181,10 @@ impl Hub {
         agent: &Agent,
         hello: &Hello<'_>,
         join: Join<'_>,
+        tag: u64,
     ) -> Result<ConnectionId, Refusal> {
         self.admit(&agent.id)?;
-        self.last_connection += 1;
-        let connection = ConnectionId(self.last_connection);
+        let connection = self.new_connection(tag);
         let welcome = self.enter(now, agent, hello, join, Some(connection));
         self.connections.insert(connection, Line::Live(agent.id.clone()));
         let member = self.member(&agent.id);
@@ -279,11 +283,11 @@ impl Hub {
         agent: &Agent,
         session: &str,
         after: u64,
+        tag: u64,
     ) -> Result<ConnectionId, Gone> {
         self.visit(now, agent, Some(session))?;
         self.with_session(&agent.id, |session, _| session.rewind(after))?;
-        self.last_connection += 1;
-        let connection = ConnectionId(self.last_connection);
+        let connection = self.new_connection(tag);
         self.connections.insert(connection, Line::Live(agent.id.clone()));
         let member = self.member(&agent.id);
         member.by_request = true;
@@ -568,7 +572,8 @@ impl Hub {
             self.introduce(from, &to);
         } else if kind == Kind::Bye {
             // What comes next belongs to another negotiation.
-            self.member(&to).introduced.remove(from);
+            let serial = self.members[from].serial;
+            self.member(&to).introduced.retain(|introduced| *introduced != serial);
         }
         Ok(Done::Delivered)
     }
@@ -635,7 +640,7 @@ impl Hub {
     }
 
     fn is_introduced(&self, from: &AgentId, to: &AgentId) -> bool {
-        self.members[to].introduced.get(from) == Some(&self.members[from].serial)
+        self.members[to].introduced.contains(&self.members[from].serial)
     }
 
     /// A description of `from` has gone to `to`: candidates that were early follow it, later ones do not wait.
@@ -644,14 +649,11 @@ impl Hub {
             return;
         }
         let serial = self.members[from].serial;
-        let mut introduced = std::mem::take(&mut self.member(to).introduced);
+        let introduced = &mut self.member(to).introduced;
         if introduced.len() >= INTRODUCED {
-            introduced.retain(|sender, serial| self.members.get(sender).is_some_and(|m| m.serial == *serial));
+            introduced.pop_front();
         }
-        if introduced.len() < INTRODUCED {
-            introduced.insert(from.clone(), serial);
-        }
-        self.member(to).introduced = introduced;
+        introduced.push_back(serial);
         self.release(from, to);
     }
 
@@ -700,6 +702,11 @@ impl Hub {
 
 // Coming and going.
 impl Hub {
+    fn new_connection(&mut self, tag: u64) -> ConnectionId {
+        self.last_connection += 1;
+        ConnectionId { serial: self.last_connection, tag }
+    }
+
     fn admit(&self, agent: &AgentId) -> Result<(), Refusal> {
         if self.closed {
             return Err(Refusal::Unavailable("going down: try again soon"));
@@ -774,7 +781,7 @@ impl Hub {
             expires: agent.expires,
             session: Session::new(fresh),
             serial: self.last_session,
-            introduced: HashMap::new(),
+            introduced: VecDeque::new(),
             connection,
             by_request: connection.is_none(),
             gone_at: None,
@@ -1125,7 +1132,7 @@ mod tests {
             let after = resume.as_ref().map_or(0, |resume| resume.after);
             let hello = Hello { token: None, card: card.as_deref(), resume };
             let fresh = SessionId::from_random(u128::from(self.hub.last_connection).to_be_bytes());
-            match self.hub.join(self.now(), &agent, &hello, Join { id: None, ice: None, fresh }) {
+            match self.hub.join(self.now(), &agent, &hello, Join { id: None, ice: None, fresh }, 0) {
                 Ok(connection) => {
                     self.connections.insert(name.to_owned(), connection);
                     let resumed = Some(self.hub.members[&agent.id].session.id().as_str())

@@ -22,7 +22,7 @@ pub const BETWEEN_REQUESTS: Duration = Duration::from_secs(30);
 /// Bytes of answers and presence that wait for such an agent between two requests.
 pub const MAX_ASIDE_BYTES_BETWEEN_REQUESTS: usize = 65_536;
 
-/// Senders that one session remembers to have had a description from.
+/// Senders that one session remembers to have had a description from; of more, the latest.
 pub const INTRODUCED: usize = 1024;
 
 /// What one agent, one room, and all of them together may take.

@@ -346,7 +346,7 @@ fn sit_down(
     let ice = list.as_ref().and_then(|list| serde_json::value::to_raw_value(list).ok());
     let join = Join { id: frame.id, ice: ice.as_deref().map(|ice: &RawValue| ice), fresh: session_id()? };
     let switchboard = &visit.front.switchboard;
-    let seat = switchboard.join(now, &agent, hello, join, Arc::clone(desk.mailbox), desk.index)?;
+    let seat = switchboard.join(now, &agent, hello, join, desk.mailbox, desk.index)?;
     let ice_expires = list.map(|list| now.unix() + list.turn_rest.ttl);
     let heartbeat = switchboard.tell(|hub, _| hub.heartbeat());
     let (ice_at, ping_at) = (next_ice(now, ice_expires), now.mono + heartbeat);
