@@ -1,6 +1,6 @@
 //! The one owner of the hub.
 //!
-//! A lock and not a task with a queue: routing a frame takes microseconds, the sender's own task does it, so a
+//! A lock and not a task with a queue: routing a frame takes microseconds, whoever hears the sender does it, so a
 //! sender's frames stay in order, a busy sender slows down itself, and there is no queue that could fill up.
 
 use std::{

@@ -4,7 +4,7 @@
 //! frame more wake-ups than system calls; `docs/decisions/0010-agents-on-threads.md` has the figures.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, VecDeque},
     io, mem,
     net::TcpStream,
     ops::ControlFlow,
@@ -83,7 +83,7 @@ pub(in crate::http) struct Mailbox {
 
 #[derive(Default)]
 struct Inbox {
-    orders: Vec<Order>,
+    orders: VecDeque<Order>,
     /// The thread waits for its poll, and has to be woken.
     asleep: bool,
 }
@@ -138,7 +138,7 @@ impl Mailbox {
     pub(in crate::http) fn ready(&self, index: usize, connection: ConnectionId) {
         let again = |last: &Order| matches!(last, Order::Ready(_, last) if *last == connection);
         let inbox = self.lock();
-        if !inbox.orders.last().is_some_and(again) {
+        if !inbox.orders.back().is_some_and(again) {
             self.put(inbox, Order::Ready(index, connection));
         }
     }
@@ -148,7 +148,7 @@ impl Mailbox {
     }
 
     fn put(&self, mut inbox: MutexGuard<'_, Inbox>, order: Order) {
-        inbox.orders.push(order);
+        inbox.orders.push_back(order);
         if mem::take(&mut inbox.asleep) {
             self.waker.wake();
         }
@@ -168,10 +168,10 @@ fn supervise(mut lines: Lines) {
             Ok(Err(error)) => tracing::error!("a signaling thread failed and starts anew: {error}"),
             Err(_) => tracing::error!("a signaling thread panicked and starts anew; its agents reconnect"),
         }
-        let closed = lines.restarting;
-        drop(lines);
+        // What was told and not yet done is told to the next.
+        let Lines { orders, restarting, .. } = lines;
         lines = match Lines::new(&mailbox) {
-            Ok(lines) => Lines { restarting: closed, ..lines },
+            Ok(lines) => Lines { orders, restarting, ..lines },
             Err(error) => return tracing::error!("a signaling thread cannot start anew: {error}"),
         };
     }
@@ -184,8 +184,8 @@ struct Lines {
     /// One for each line.
     deadlines: BTreeSet<(Instant, usize)>,
     mailbox: Arc<Mailbox>,
-    /// What is told meanwhile goes to where these were.
-    orders: Vec<Order>,
+    /// Told, and not yet done.
+    orders: VecDeque<Order>,
     piece: Box<[u8]>,
     spare: Spare,
     /// Heard in this turn.
@@ -208,7 +208,7 @@ impl Lines {
             poll,
             deadlines: BTreeSet::new(),
             mailbox: Arc::clone(mailbox),
-            orders: Vec::new(),
+            orders: VecDeque::new(),
             piece: vec![0; PIECE].into(),
             spare: Spare::default(),
             frames: 0,
@@ -232,15 +232,13 @@ impl Lines {
             while let Some((_, index)) = self.deadlines.first().copied().filter(|(at, _)| *at <= now.mono) {
                 self.attend(now, index, Line::handle_timeout);
             }
-            let mut orders = mem::take(&mut self.orders);
-            mem::swap(&mut orders, &mut self.mailbox.lock().orders);
-            for order in orders.drain(..) {
+            // Both keep their memory: it is needed again at once.
+            self.orders.append(&mut self.mailbox.lock().orders);
+            while let Some(order) = self.orders.pop_front() {
                 if self.obey(now, order).is_break() {
                     return Ok(());
                 }
             }
-            // Its memory is needed again at once.
-            self.orders = orders;
             if self.frames >= MANY && !is_full {
                 thread::sleep(REST);
             }

@@ -28,6 +28,7 @@ use crate::{
     door::admission::Permit,
     poll::has_hung_up,
     signaling::{
+        farewell::Farewell,
         hub::{ConnectionId, Departure, Join, Outgoing},
         message::{ClientFrame, Frame, Hello, Incoming, Rejected, ServerFrame},
         refusal::Refusal,
@@ -89,7 +90,7 @@ enum Wrote {
     /// There is more.
     Enough,
     /// Nothing comes behind it.
-    Farewell(crate::signaling::farewell::Farewell),
+    Farewell(Farewell),
 }
 
 /// `ice`, in the frame's form.
@@ -345,10 +346,9 @@ fn sit_down(
     let list = routes::ice_list(visit, &agent, now, None).ok();
     let ice = list.as_ref().and_then(|list| serde_json::value::to_raw_value(list).ok());
     let join = Join { id: frame.id, ice: ice.as_deref().map(|ice: &RawValue| ice), fresh: session_id()? };
-    let switchboard = &visit.front.switchboard;
-    let seat = switchboard.join(now, &agent, hello, join, desk.mailbox, desk.index)?;
+    let seat = visit.front.switchboard.join(now, &agent, hello, join, desk.mailbox, desk.index)?;
     let ice_expires = list.map(|list| now.unix() + list.turn_rest.ttl);
-    let heartbeat = switchboard.tell(|hub, _| hub.heartbeat());
+    let heartbeat = seat.tell(|hub, _| hub.heartbeat());
     let (ice_at, ping_at) = (next_ice(now, ice_expires), now.mono + heartbeat);
     Ok(Guest { seat, agent, ice_expires, ice_at, heartbeat, ping_at, heard: true })
 }
