@@ -79,12 +79,16 @@ class Appliance:
     def connections(self):
         """Copies of its sockets that have a client, to look at their options."""
         process = os.pidfd_open(self.process.pid)
-        for descriptor in os.listdir(f"/proc/{self.process.pid}/fd"):
-            # What is no socket, and what has no client, is of no interest.
-            with contextlib.suppress(OSError), socket.socket(fileno=ctypes.CDLL(None).syscall(PIDFD_GETFD, process, int(descriptor), 0)) as copy:
-                copy.getpeername()
-                if copy.type == socket.SOCK_STREAM and copy.family != socket.AF_UNIX:
-                    yield copy
+        for link in pathlib.Path(f"/proc/{self.process.pid}/fd").iterdir():
+            # A copy of anything else would outlive this: its log, say, would never end.
+            if not os.readlink(link).startswith("socket:"):
+                continue
+            with socket.socket(fileno=ctypes.CDLL(None).syscall(PIDFD_GETFD, process, int(link.name), 0)) as copy:
+                # What has no client is of no interest.
+                with contextlib.suppress(OSError):
+                    copy.getpeername()
+                    if copy.type == socket.SOCK_STREAM and copy.family != socket.AF_UNIX:
+                        yield copy
         os.close(process)
 
     def log_lines(self):
