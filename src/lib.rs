@@ -21,6 +21,7 @@ pub mod relay; // drives `turn`: one shard per core, for UDP, TCP and TLS
 pub mod stream; // one connection that does not block, with TLS or without
 pub mod systemd; // tells a service manager how it goes
 pub mod tls; // certificates
+pub mod udp; // datagrams through the kernel, many at once
 
 // Core: state machines.
 pub mod signaling; // agents, rooms, sessions, offers
