@@ -163,7 +163,7 @@ mod tests {
             ..Counters::default()
         };
         relay.refused(&Refusal::AllocationMismatch);
-        relay.dropped(Dropped::NoChannel);
+        relay.dropped(Dropped::NoChannel, 1);
         let door = door::Counters { connections: 18, refused: 21, handshakes: 31, handshakes_failed: 22 };
         let mut http = http::Counters { requests: 19, problems: 20, ..Default::default() };
         http.signaling = hub::Counters {

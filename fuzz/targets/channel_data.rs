@@ -4,7 +4,7 @@
 use halfway::turn::{
     channel_data,
     demux::{Datagram, sort},
-    indication::{HEADROOM, parse_send, write_data},
+    indication::{data_head, padding, parse_send},
 };
 use libfuzzer_sys::fuzz_target;
 use stun_types::message::Message;
@@ -26,11 +26,9 @@ fuzz_target!(|bytes: &[u8]| {
                     assert_eq!((theirs.ip(), theirs.port()), (peer.0.ip(), peer.0.port()));
                     assert_eq!(message.attribute::<Data<'_>>().unwrap().data(), payload);
                 }
-                let mut buffer = vec![0xaa; HEADROOM];
-                buffer.extend_from_slice(payload);
-                buffer.extend([0xaa; 3]);
-                let written = write_data(&mut buffer, HEADROOM, payload.len(), peer, [7; 12]);
-                let message = Message::from_bytes(&buffer[written]).expect("what we write is STUN");
+                let head = data_head(payload.len(), peer, [7; 12]);
+                let written = [&head[..], payload, &[0; 3][..padding(payload.len())]].concat();
+                let message = Message::from_bytes(&written).expect("what we write is STUN");
                 assert_eq!(message.attribute::<Data<'_>>().unwrap().data(), payload);
             }
         }

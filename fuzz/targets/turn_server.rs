@@ -16,6 +16,7 @@ use halfway::{
         auth::Auth,
         channel_data,
         demux::{Datagram, sort},
+        forward::{Load, ToPeer},
         nonce::Nonces,
         policy::{DeniedPeers, LivePorts, Policy},
         quota::{Limits, Quotas},
@@ -150,7 +151,7 @@ impl World {
             Step::FromPeer { peer: from, relay, port, length } => {
                 let port = PORTS.start() + u16::from(*port) % PORTS.len() as u16;
                 let relay = RelayPort { relay: (*relay).into(), port };
-                _ = self.server.to_client(relay, peer(*from), usize::from(*length));
+                _ = self.server.to_client(relay, peer(*from), Load::one((*length).into()));
             }
             Step::HangUp(client) => {
                 self.server.hang_up(&five_tuple(*client), self.now.mono);
@@ -163,8 +164,14 @@ impl World {
 
     fn feed(&mut self, from: FiveTuple, bytes: &[u8]) {
         match sort(bytes) {
-            Datagram::ChannelData(channel, payload) => _ = self.server.to_peer(&from, channel, payload.len()),
-            Datagram::Send(message) => _ = self.server.send(&from, message),
+            Datagram::ChannelData(channel, payload) => {
+                let passed = self.server.to_peer(&from, channel, Load::one(payload.len()));
+                self.deliver(passed.map(|passed| passed.to), payload.len());
+            }
+            Datagram::Send(message) => {
+                let sent = self.server.send(&from, message).map(|(to, payload)| (to, payload.len()));
+                self.deliver(sent.map(|(to, _)| to), sent.map_or(0, |(_, length)| length));
+            }
             Datagram::Stun(message) => {
                 let mut reply = Vec::new();
                 self.server.handle_request(self.now, from, message, &mut reply);
@@ -172,6 +179,12 @@ impl World {
                 assert!(reply.is_empty() || Message::from_bytes(&reply).unwrap().is_response());
             }
             Datagram::Unknown => {}
+        }
+    }
+
+    fn deliver(&mut self, to: Option<ToPeer>, length: usize) {
+        if let Some(ToPeer::Here { from, to }) = to {
+            _ = self.server.to_client_from_here(from, to, Load::one(length));
         }
     }
 

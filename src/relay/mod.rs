@@ -1,9 +1,9 @@
 //! Drives `turn`: one shard per core, each a thread with its own listeners and relay sockets; a fallen one starts anew.
 
-mod shard;
-mod sockets;
-mod stream;
-mod udp;
+mod crossing; // from one shard to another
+mod shard; // the loop: read, decide, send, effects, deadline
+mod sockets; // listeners, and the sockets of relayed addresses
+mod stream; // clients on TCP and TLS
 
 use std::{
     io,
@@ -19,10 +19,7 @@ use std::{
     time::Duration,
 };
 
-use self::{
-    shard::{Command, Listener, Mailbox, Place, Shard},
-    udp::Batch,
-};
+use self::shard::{Command, Listener, Mailbox, Place, Shard};
 use crate::{
     credentials::turn_rest::TurnSecrets,
     door::RelayClient,
@@ -38,6 +35,7 @@ use crate::{
         server::{Server, Setup},
         strangers::Strangers,
     },
+    udp::Offload,
 };
 
 /// What a relay is built from.
@@ -156,10 +154,11 @@ fn start_shards(
     let both: Vec<_> = listeners.iter().map(|_| Mailbox::new()).collect::<io::Result<_>>()?;
     let (mailboxes, inboxes): (Vec<_>, Vec<_>) = both.into_iter().unzip();
     let mailboxes: Arc<[Mailbox]> = mailboxes.into();
+    let segmentation = probe();
     let places = listeners.into_iter().zip(inboxes).enumerate();
-    let start = |(index, (listeners, inbox))| {
+    let start = |(index, (listeners, inbox)): (usize, (Vec<Listener>, _))| {
         let (config, mailboxes) = (config.clone(), Arc::clone(&mailboxes));
-        let place = Place { index, listeners, inbox, mailboxes };
+        let place = Place { index, listeners: listeners.into(), segmentation, inbox, mailboxes };
         let first = shard(&config, &place)?;
         std::thread::Builder::new()
             .name(format!("relay-{index}"))
@@ -169,15 +168,28 @@ fn start_shards(
     Ok(Relay { listening, mailboxes, turn: AtomicUsize::new(0), threads })
 }
 
+/// What the kernel lacks is said once. Gives whether it takes trains of datagrams.
+fn probe() -> bool {
+    let Offload { receive, send } = Offload::probe();
+    if !(receive && send) {
+        let lacking = match (receive, send) {
+            (false, false) => "UDP_GRO and UDP_SEGMENT",
+            (false, true) => "UDP_GRO",
+            _ => "UDP_SEGMENT",
+        };
+        tracing::info!("this kernel has no {lacking}: relayed packets cost more; Linux 5.0 has both");
+    }
+    send
+}
+
 /// A shard is the blast radius of its own bugs: its allocations are lost, the host goes on.
 fn supervise(mut running: Shard, config: &RelayConfig, place: &Place) {
     let index = place.index;
     if let Err(error) = poll::prefer_short_turns() {
         tracing::debug!("relay shard {index} gets no short turns on the processor: {error}");
     }
-    let mut batch = Batch::new();
     loop {
-        match catch_unwind(AssertUnwindSafe(|| running.run(place, &mut batch))) {
+        match catch_unwind(AssertUnwindSafe(|| running.run(&place.inbox))) {
             Ok(Ok(())) => return,
             Ok(Err(error)) => tracing::error!("relay shard {index} failed and starts anew: {error}"),
             Err(_) => {
@@ -213,7 +225,12 @@ fn shard(config: &RelayConfig, place: &Place) -> io::Result<Shard> {
 
 /// Every `count`-th pair of ports, from `index` on: pairs, so that each shard has even ports to give.
 fn share(ports: &RangeInclusive<u16>, index: usize, count: usize) -> impl Iterator<Item = u16> + use<> {
-    ports.clone().filter(move |port| usize::from(port / 2) % count == index)
+    ports.clone().filter(move |port| owner(*port, count) == index)
+}
+
+/// Which of `count` shards has the port, on every relay address.
+fn owner(port: u16, count: usize) -> usize {
+    usize::from(port / 2) % count
 }
 
 fn forget_ports(config: &RelayConfig, index: usize, count: usize) {

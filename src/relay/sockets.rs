@@ -8,7 +8,7 @@ use std::{
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::turn::RelayPort;
+use crate::{turn::RelayPort, udp};
 
 /// Asked of the kernel for each listener; it may give less (`net.core.rmem_max`).
 const LISTENER_BUFFER: usize = 4 << 20;
@@ -55,7 +55,7 @@ pub fn listener(at: SocketAddr, shared: bool) -> io::Result<UdpSocket> {
             // `[::]` is for both families, as everywhere in the configuration.
             socket.set_only_v6(!at.ip().is_unspecified())?;
         }
-        super::udp::tell_local_address(socket, at.is_ipv6())?;
+        udp::tell_local_address(socket, at.is_ipv6())?;
         socket.set_reuse_port(shared)
     })
 }
@@ -68,8 +68,9 @@ fn udp_socket(
     let socket = Socket::new(Domain::for_address(at), Type::DGRAM, Some(Protocol::UDP))?;
     options(&socket)?;
     socket.set_nonblocking(true)?;
-    socket.set_recv_buffer_size(buffer)?;
-    socket.set_send_buffer_size(buffer)?;
+    udp::size_buffers(&socket, buffer)?;
+    // Where the kernel cannot, it reads one by one.
+    let _ = udp::coalesce(&socket);
     socket.bind(&at.into())?;
     Ok(socket.into())
 }

@@ -100,22 +100,24 @@ impl Streams {
         Some(client.tuple)
     }
 
-    /// Bytes for a client, to leave at the end of the batch.
+    /// The parts of a message for a client, to leave at the end of the batch.
     ///
     /// # Errors
     /// [`Slow`] when too much waits already.
-    pub fn queue(&mut self, index: usize, bytes: &[u8]) -> Result<(), Slow> {
+    pub fn queue(&mut self, index: usize, parts: [&[u8]; 3]) -> Result<(), Slow> {
         let stream = &mut self.open[index].stream;
-        if bytes.is_empty() {
+        let length: usize = parts.iter().map(|part| part.len()).sum();
+        if length == 0 {
             return Ok(());
         }
-        if stream.pending() + bytes.len() > PENDING {
+        if stream.pending() + length > PENDING {
             return Err(Slow);
         }
         if stream.pending() == 0 {
             self.dirty.push(index);
         }
-        stream.outbox(&mut self.spare).extend_from_slice(bytes);
+        let outbox = stream.outbox(&mut self.spare);
+        parts.iter().for_each(|part| outbox.extend_from_slice(part));
         Ok(())
     }
 
@@ -246,7 +248,7 @@ mod tests {
         let (index, mut client) = connected(&mut streams);
         let now = clock::now().mono;
         let fill = |streams: &mut Streams, at| {
-            while streams.queue(index, &[7; 16_384]).is_ok() {
+            while streams.queue(index, [&[7; 16_384], &[], &[]]).is_ok() {
                 streams.flush(at, index).unwrap();
             }
         };

@@ -58,10 +58,10 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// One more datagram with `len` bytes of payload.
-    pub fn add(&mut self, len: usize) {
-        self.packets += 1;
-        self.bytes += len as u64;
+    /// So many more datagrams with `length` bytes of payload each.
+    pub fn add(&mut self, packets: usize, length: usize) {
+        self.packets += packets as u64;
+        self.bytes += (packets * length) as u64;
     }
 }
 
@@ -127,9 +127,9 @@ impl Dropped {
 }
 
 impl Counters {
-    /// One more packet that went nowhere.
-    pub fn dropped(&mut self, why: Dropped) {
-        self.drops[why as usize] += 1;
+    /// So many more packets that went nowhere.
+    pub fn dropped(&mut self, why: Dropped, packets: u64) {
+        self.drops[why as usize] += packets;
     }
 
     /// One more error response.

@@ -30,13 +30,49 @@ pub const REBIND_GUARD: Duration = Duration::from_secs(300);
 /// Permissions, and channels, that one allocation may hold.
 pub const PEERS_PER_ALLOCATION: usize = 1_024;
 
+/// Packets of one flow that came together, all of one length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Load {
+    /// How many; never 0.
+    pub packets: usize,
+    /// Bytes of payload in each.
+    pub length: usize,
+}
+
+impl Load {
+    /// One packet with so many bytes of payload.
+    #[must_use]
+    pub fn one(length: usize) -> Self {
+        Self { packets: 1, length }
+    }
+}
+
+/// What may pass of a [`Load`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passed<T> {
+    /// Where it goes.
+    pub to: T,
+    /// So many of the packets, the first ones; never 0. The others were dropped.
+    pub packets: usize,
+}
+
 /// Where a client's packet goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ToPeer {
-    /// The socket it leaves through.
-    pub relay: RelayPort,
-    /// Where it is sent.
-    pub to: SocketAddr,
+pub enum ToPeer {
+    /// To a peer elsewhere.
+    Out {
+        /// The socket it leaves through.
+        relay: RelayPort,
+        /// Where it is sent.
+        to: SocketAddr,
+    },
+    /// To another allocation of this host, which may be another shard's: no relay socket is crossed.
+    Here {
+        /// The relayed address it comes from.
+        from: RelayPort,
+        /// The relayed address it is for.
+        to: RelayPort,
+    },
 }
 
 /// Where a peer's packet goes.
@@ -123,66 +159,64 @@ impl Forward {
         self.tick = tick;
     }
 
-    /// ChannelData of `len` bytes from `client`.
+    /// ChannelData from `client`.
     pub fn to_peer(
         &mut self,
         policy: &Policy,
         counters: &mut Counters,
         client: &FiveTuple,
         channel: Channel,
-        len: usize,
-    ) -> Option<ToPeer> {
+        load: Load,
+    ) -> Option<Passed<ToPeer>> {
         let tick = self.tick;
-        let Some(route) = self.route_of(client) else { return drop_for(counters, Dropped::NoAllocation) };
-        let Some(binding) = route.binding(channel) else { return drop_for(counters, Dropped::NoChannel) };
-        route.out(policy, counters, binding.peer.0, binding.reach, len, tick)
+        let mut drop = |why| drop_for(counters, why, load);
+        let Some(route) = self.route_of(client) else { return drop(Dropped::NoAllocation) };
+        let Some(binding) = route.binding(channel) else { return drop(Dropped::NoChannel) };
+        route.out(policy, counters, binding.peer.0, binding.reach, load, tick)
     }
 
-    /// A Send indication with `len` bytes from `client` for `peer`.
+    /// A Send indication from `client` for `peer`.
     pub fn send(
         &mut self,
         policy: &Policy,
         counters: &mut Counters,
         client: &FiveTuple,
         peer: PeerAddr,
-        len: usize,
-    ) -> Option<ToPeer> {
+        load: Load,
+    ) -> Option<Passed<ToPeer>> {
         let tick = self.tick;
-        let Some(route) = self.route_of(client) else { return drop_for(counters, Dropped::NoAllocation) };
-        let Some(reach) = route.reach(peer.0.ip()) else { return drop_for(counters, Dropped::NoPermission) };
-        route.out(policy, counters, peer.0, reach, len, tick)
+        let mut drop = |why| drop_for(counters, why, load);
+        let Some(route) = self.route_of(client) else { return drop(Dropped::NoAllocation) };
+        let Some(reach) = route.reach(peer.0.ip()) else { return drop(Dropped::NoPermission) };
+        route.out(policy, counters, peer.0, reach, load, tick)
     }
 
-    /// `len` bytes from `from` on the relay socket `relay`.
+    /// From `peer` to the relayed address `relay`.
     pub fn to_client(
         &mut self,
-        policy: &Policy,
         counters: &mut Counters,
         relay: RelayPort,
-        from: SocketAddr,
-        len: usize,
-    ) -> Option<ToClient> {
-        let Some(id) = self.by_relay.get(&relay) else { return drop_for(counters, Dropped::NoAllocation) };
-        let peer = PeerAddr(policy.outward(from));
+        peer: PeerAddr,
+        load: Load,
+    ) -> Option<Passed<ToClient>> {
+        let mut drop = |why| drop_for(counters, why, load);
+        let Some(id) = self.by_relay.get(&relay) else { return drop(Dropped::NoAllocation) };
         let route = &mut self.routes[id.0];
         let wrap = match route.channel_of.get(&peer) {
             Some(channel) => Wrap::Channel(*channel),
             None => match route.reach(peer.0.ip()) {
                 Some(Reach::Open | Reach::Checked) => Wrap::Indication(peer),
-                Some(Reach::Discarded) => return drop_for(counters, Dropped::Denied),
-                None => return drop_for(counters, Dropped::NoPermission),
+                Some(Reach::Discarded) => return drop(Dropped::Denied),
+                None => return drop(Dropped::NoPermission),
             },
         };
-        if route.client.transport == Transport::Tcp && wrap.is_too_long_for_streams(len) {
-            return drop_for(counters, Dropped::TooLarge);
+        if route.client.transport == Transport::Tcp && wrap.is_too_long_for_streams(load.length) {
+            return drop(Dropped::TooLarge);
         }
-        if !route.tenure.takes(Direction::ToClient, len, self.tick) {
-            return drop_for(counters, Dropped::Bandwidth);
-        }
-        route.to_clients.add(len);
-        counters.to_clients.add(len);
-        route.tenure.touch(self.tick);
-        Some(ToClient { client: route.client, wrap })
+        let packets = route.admit(counters, Direction::ToClient, load, self.tick)?;
+        route.to_clients.add(packets, load.length);
+        counters.to_clients.add(packets, load.length);
+        Some(Passed { to: ToClient { client: route.client, wrap }, packets })
     }
 }
 
@@ -195,8 +229,8 @@ impl Forward {
     }
 }
 
-fn drop_for<T>(counters: &mut Counters, why: Dropped) -> Option<T> {
-    counters.dropped(why);
+fn drop_for<T>(counters: &mut Counters, why: Dropped, load: Load) -> Option<T> {
+    counters.dropped(why, load.packets as u64);
     None
 }
 
@@ -216,22 +250,33 @@ impl Route {
         counters: &mut Counters,
         peer: SocketAddr,
         reach: Reach,
-        len: usize,
+        load: Load,
         tick: u64,
-    ) -> Option<ToPeer> {
-        let to = match reach {
-            Reach::Open => peer,
-            Reach::Checked if policy.admits(peer) => policy.inward(peer),
-            Reach::Checked | Reach::Discarded => return drop_for(counters, Dropped::Denied),
+    ) -> Option<Passed<ToPeer>> {
+        let Some(relay) = self.relay_for(peer) else {
+            return drop_for(counters, Dropped::NoPermission, load);
         };
-        let Some(relay) = self.relay_for(peer) else { return drop_for(counters, Dropped::NoPermission) };
-        if !self.tenure.takes(Direction::ToPeer, len, tick) {
-            return drop_for(counters, Dropped::Bandwidth);
-        }
-        self.to_peers.add(len);
-        counters.to_peers.add(len);
+        let to = match reach {
+            Reach::Open => ToPeer::Out { relay, to: peer },
+            Reach::Checked => match policy.live_relay(peer) {
+                Some(to) => ToPeer::Here { from: relay, to },
+                None if policy.admits(peer) => ToPeer::Out { relay, to: policy.inward(peer) },
+                None => return drop_for(counters, Dropped::Denied, load),
+            },
+            Reach::Discarded => return drop_for(counters, Dropped::Denied, load),
+        };
+        let packets = self.admit(counters, Direction::ToPeer, load, tick)?;
+        self.to_peers.add(packets, load.length);
+        counters.to_peers.add(packets, load.length);
+        Some(Passed { to, packets })
+    }
+
+    /// How many of the packets its agent may still relay; `None` for none.
+    fn admit(&self, counters: &mut Counters, direction: Direction, load: Load, tick: u64) -> Option<usize> {
+        let packets = self.tenure.takes(direction, load, tick);
+        counters.dropped(Dropped::Bandwidth, (load.packets - packets) as u64);
         self.tenure.touch(tick);
-        Some(ToPeer { relay, to })
+        (packets > 0).then_some(packets)
     }
 
     fn relay_for(&self, peer: SocketAddr) -> Option<RelayPort> {

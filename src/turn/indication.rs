@@ -1,11 +1,14 @@
-//! Send and Data indications (RFC 8656 §11): read as a view, and written in front of the payload where it lies.
+//! Send and Data indications (RFC 8656 §11): read as a view, and a head for the payload where it lies.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    ops::Deref,
+};
 
 use super::{PeerAddr, demux::SEND_INDICATION};
 
-/// Room that a Data indication may need before the payload: header, XOR-PEER-ADDRESS for IPv6, DATA's own header.
-pub const HEADROOM: usize = 20 + 24 + 4;
+/// Bytes before the payload of a Data indication at most: header, XOR-PEER-ADDRESS for IPv6, DATA's own header.
+const LONGEST_HEAD: usize = 20 + 24 + 4;
 
 /// The longest Data indication on a stream: Firefox reads no longer message there, and ends the connection.
 pub const LONGEST_ON_STREAM: usize = 2_048;
@@ -84,27 +87,30 @@ fn address_length(peer: PeerAddr) -> usize {
     if peer.0.is_ipv4() { 8 } else { 20 }
 }
 
-/// Puts the head of a Data indication before a payload of `length` bytes that starts at `payload` in `buffer`, and
-/// zero padding behind it. Gives where the whole message starts and ends. `transaction` should differ from message to
-/// message.
-///
-/// # Panics
-/// If there is less than [`HEADROOM`] before the payload, or no room for three bytes behind it.
-pub fn write_data(
-    buffer: &mut [u8],
-    payload: usize,
+/// What stands before the payload of a Data indication.
+#[derive(Clone, Copy, Debug)]
+pub struct DataHead {
+    bytes: [u8; LONGEST_HEAD],
     length: usize,
-    peer: PeerAddr,
-    transaction: [u8; 12],
-) -> std::ops::Range<usize> {
-    let address = address_length(peer);
-    let start = payload - overhead(peer);
-    let end = payload + length.next_multiple_of(4);
-    buffer[payload + length..end].fill(0);
+}
 
-    let (header, attributes) = buffer[start..payload].split_at_mut(HEADER);
+impl Deref for DataHead {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+/// The head of a Data indication with `length` bytes of payload, which are to be [padded](padding). `transaction` should
+/// differ from message to message.
+#[must_use]
+pub fn data_head(length: usize, peer: PeerAddr, transaction: [u8; 12]) -> DataHead {
+    let address = address_length(peer);
+    let mut head = DataHead { bytes: [0; LONGEST_HEAD], length: overhead(peer) };
+    let (header, attributes) = head.bytes[..head.length].split_at_mut(HEADER);
     header[..2].copy_from_slice(&DATA_INDICATION);
-    header[2..4].copy_from_slice(&((end - start - HEADER) as u16).to_be_bytes());
+    header[2..4].copy_from_slice(&((data_length(peer, length) - HEADER) as u16).to_be_bytes());
     header[4..8].copy_from_slice(&COOKIE);
     header[8..].copy_from_slice(&transaction);
 
@@ -113,7 +119,13 @@ pub fn write_data(
     write_address(&mut attributes[4..4 + address], peer.0, header);
     attributes[4 + address..][..2].copy_from_slice(&DATA.to_be_bytes());
     attributes[6 + address..].copy_from_slice(&(length as u16).to_be_bytes());
-    start..end
+    head
+}
+
+/// Zeroes behind `length` bytes, up to the next multiple of four.
+#[must_use]
+pub fn padding(length: usize) -> usize {
+    length.next_multiple_of(4) - length
 }
 
 fn write_address(value: &mut [u8], peer: SocketAddr, header: &[u8]) {

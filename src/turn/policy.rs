@@ -81,7 +81,7 @@ impl Policy {
     /// # Errors
     /// [`Denied`] where the answer is 403.
     pub fn permit_port(&self, peer: SocketAddr) -> Result<Reach, Denied> {
-        if peer.port() == 0 || (self.is_listener(peer) && !self.is_live(peer)) {
+        if peer.port() == 0 || (self.is_listener(peer) && self.live_relay(peer).is_none()) {
             return Err(Denied);
         }
         self.permit(peer.ip())
@@ -90,8 +90,21 @@ impl Policy {
     /// Whether a packet may go to `peer`, an address that [`Self::permit`] answered with [`Reach::Checked`].
     #[must_use]
     pub fn admits(&self, peer: SocketAddr) -> bool {
-        self.is_live(peer)
+        self.live_relay(peer).is_some()
             || (!self.is_listener(peer) && !listed(&self.deny, peer.ip()) && listed(&self.allow, peer.ip()))
+    }
+
+    /// The allocation's port, if `peer` is the relayed address of one that lives on this host.
+    #[must_use]
+    pub fn live_relay(&self, peer: SocketAddr) -> Option<RelayPort> {
+        let relay = self.relays.iter().position(|relay| relay.public == peer.ip())?;
+        Some(RelayPort { relay: relay as u8, port: peer.port() }).filter(|port| self.live.contains(*port))
+    }
+
+    /// What peers call a port of ours.
+    #[must_use]
+    pub fn relayed_address(&self, at: RelayPort) -> SocketAddr {
+        SocketAddr::new(self.relays[usize::from(at.relay)].public, at.port)
     }
 
     /// Where to send what is meant for `peer`: behind 1:1 NAT our own public address is not one that we can reach.
@@ -118,11 +131,6 @@ impl Policy {
             DeniedPeers::Discard if !never => Ok(Reach::Discarded),
             DeniedPeers::Discard | DeniedPeers::Refuse => Err(Denied),
         }
-    }
-
-    fn is_live(&self, peer: SocketAddr) -> bool {
-        let relay = self.relays.iter().position(|relay| relay.public == peer.ip());
-        relay.is_some_and(|relay| self.live.contains(RelayPort { relay: relay as u8, port: peer.port() }))
     }
 
     fn is_own(&self, ip: IpAddr) -> bool {

@@ -14,6 +14,7 @@ use std::{
 use super::{
     FiveTuple,
     bandwidth::{Allowance, Bandwidth, Direction},
+    forward::Load,
     rate::SECOND,
 };
 
@@ -98,9 +99,10 @@ impl Tenure {
         place(&self.client) == place(other) && self.client.client.port() != other.client.port()
     }
 
-    /// Takes a packet of `len` bytes from what its agent may relay, or says that there is not so much.
-    pub fn takes(&self, direction: Direction, len: usize, tick: u64) -> bool {
-        self.allowance.as_ref().is_none_or(|allowance| allowance.take(direction, len, tick))
+    /// Takes packets from what its agent may relay, as many as that allows. Gives how many.
+    pub fn takes(&self, direction: Direction, load: Load, tick: u64) -> usize {
+        let Some(allowance) = &self.allowance else { return load.packets };
+        (0..load.packets).take_while(|_| allowance.take(direction, load.length, tick)).count()
     }
 }
 
@@ -261,7 +263,7 @@ mod tests {
         time::{Duration, Instant},
     };
 
-    use super::{Direction, FiveTuple, Limits, Quotas, REMEMBERED, Seat};
+    use super::{Direction, FiveTuple, Limits, Load, Quotas, REMEMBERED, Seat};
     use crate::{clock, turn::Transport};
 
     fn client(port: u16) -> FiveTuple {
@@ -319,7 +321,7 @@ mod tests {
     }
 
     fn passed(seat: &Seat, tick: u64) -> usize {
-        (0..1_000).filter(|_| seat.tenure().takes(Direction::ToPeer, 1_000, tick)).count()
+        (0..1_000).filter(|_| seat.tenure().takes(Direction::ToPeer, Load::one(1_000), tick) == 1).count()
     }
 
     #[test]
@@ -348,7 +350,7 @@ mod tests {
             // Twice, so that it leaves twice.
             for _ in 0..2 {
                 let seat = quotas.take(&agent.to_string().into(), 0, client(1), start).unwrap();
-                seat.tenure().takes(Direction::ToPeer, 65_000, 0);
+                seat.tenure().takes(Direction::ToPeer, Load::one(65_000), 0);
             }
         }
         assert_eq!(quotas.held().by_agent.len(), REMEMBERED);

@@ -11,12 +11,12 @@ use stun_types::message::{BINDING, Message, MessageClass};
 use turn_types::message::{ALLOCATE, CHANNEL_BIND, CREATE_PERMISSION, REFRESH};
 
 use super::{
-    AllocationId, Channel, Family, FiveTuple, RelayPort, Transport,
+    AllocationId, Channel, Family, FiveTuple, PeerAddr, RelayPort, Transport,
     allocation::{Allocation, Ended, Why},
     answers::Answers,
     auth::{Auth, Caller},
     counters::{Counters, Dropped, PortCounts},
-    forward::{Forward, ToClient, ToPeer},
+    forward::{Forward, Load, Passed, ToClient, ToPeer},
     indication, method,
     policy::Policy,
     ports::Ports,
@@ -115,35 +115,48 @@ impl Server {
         self.forward.begin_batch(self.quotas.tick(now.mono));
     }
 
-    /// ChannelData with `len` bytes of payload from a client.
-    pub fn to_peer(&mut self, client: &FiveTuple, channel: Channel, len: usize) -> Option<ToPeer> {
-        self.forward.to_peer(&self.policy, &mut self.counters, client, channel, len)
+    /// ChannelData from a client.
+    pub fn to_peer(&mut self, client: &FiveTuple, channel: Channel, load: Load) -> Option<Passed<ToPeer>> {
+        self.forward.to_peer(&self.policy, &mut self.counters, client, channel, load)
     }
 
     /// A Send indication from a client: where its payload goes, and the payload.
     pub fn send<'a>(&mut self, client: &FiveTuple, message: &'a [u8]) -> Option<(ToPeer, &'a [u8])> {
         let Some((peer, payload)) = indication::parse_send(message) else {
-            self.counters.dropped(Dropped::Malformed);
+            self.counters.dropped(Dropped::Malformed, 1);
             return None;
         };
-        let to = self.forward.send(&self.policy, &mut self.counters, client, peer, payload.len())?;
-        Some((to, payload))
+        let load = Load::one(payload.len());
+        let passed = self.forward.send(&self.policy, &mut self.counters, client, peer, load)?;
+        Some((passed.to, payload))
     }
 
-    /// `len` bytes from a peer on a relay socket.
-    pub fn to_client(&mut self, relay: RelayPort, from: SocketAddr, len: usize) -> Option<ToClient> {
-        self.forward.to_client(&self.policy, &mut self.counters, relay, from, len)
+    /// From a peer, to the socket of a relayed address.
+    pub fn to_client(&mut self, relay: RelayPort, from: SocketAddr, load: Load) -> Option<Passed<ToClient>> {
+        let peer = PeerAddr(self.policy.outward(from));
+        self.forward.to_client(&mut self.counters, relay, peer, load)
+    }
+
+    /// From another allocation of this host, as [`ToPeer::Here`] says.
+    pub fn to_client_from_here(
+        &mut self,
+        from: RelayPort,
+        to: RelayPort,
+        load: Load,
+    ) -> Option<Passed<ToClient>> {
+        let peer = PeerAddr(self.policy.relayed_address(from));
+        self.forward.to_client(&mut self.counters, to, peer, load)
     }
 
     /// The shell, too, drops packets.
-    pub fn count_dropped(&mut self, why: Dropped) {
-        self.counters.dropped(why);
+    pub fn count_dropped(&mut self, why: Dropped, packets: u64) {
+        self.counters.dropped(why, packets);
     }
 
     /// Any STUN message but a Send indication. At most one answer, back where it came from, is appended to `reply`.
     pub fn handle_request(&mut self, now: Now, from: FiveTuple, message: &[u8], reply: &mut Vec<u8>) {
         let Some(request) = Request::parse(from, message) else {
-            return self.counters.dropped(Dropped::Malformed);
+            return self.counters.dropped(Dropped::Malformed, 1);
         };
         if let Some(answer) = self.answers.get(now.mono, &from, request.message.transaction_id()) {
             return reply.extend_from_slice(answer);
@@ -152,7 +165,7 @@ impl Server {
             BINDING => self.answer_binding(now, &request, reply),
             ALLOCATE | REFRESH | CREATE_PERMISSION | CHANNEL_BIND => self.answer_turn(now, &request, reply),
             // RFC 8489 §6.3: a method that is not supported is dropped in silence.
-            _ => self.counters.dropped(Dropped::Malformed),
+            _ => self.counters.dropped(Dropped::Malformed, 1),
         }
     }
 
@@ -266,7 +279,7 @@ impl Server {
         let answered =
             self.holds_allocation(from) || self.strangers.admit(from.client.ip(), self.quotas.tick(now.mono));
         if !answered {
-            self.counters.dropped(Dropped::Budget);
+            self.counters.dropped(Dropped::Budget, 1);
         }
         answered
     }

@@ -30,7 +30,7 @@ pub struct Arena {
     used: usize,
 }
 
-// SAFETY: the pointers in `headers` and `vectors` are set before each call of the kernel and not used after it.
+// SAFETY: the pointers in `headers` and `vectors` are into memory that this one owns, wherever it goes.
 unsafe impl Send for Arena {}
 
 /// What came into a slot.
@@ -72,14 +72,35 @@ impl Arena {
     pub fn new(slots: usize) -> Self {
         // SAFETY: all of these are plain data for which all zeroes are valid.
         let (name, vector, header) = unsafe { (mem::zeroed(), mem::zeroed(), mem::zeroed()) };
-        Self {
+        let mut arena = Self {
             bytes: vec![0; slots * SLOT],
             names: vec![name; slots],
             controls: vec![Control::new(); slots],
             vectors: vec![vector; slots],
             headers: vec![header; slots],
             used: 0,
-        }
+        };
+        (0..slots).for_each(|slot| arena.lay_out(slot));
+        arena
+    }
+
+    /// Once: nothing in here ever moves, and the kernel changes nothing of it but the lengths.
+    fn lay_out(&mut self, slot: usize) {
+        let start = slot * SLOT + ROOM;
+        let space = &mut self.bytes[start..start + LONGEST];
+        self.vectors[slot] = libc::iovec { iov_base: space.as_mut_ptr().cast(), iov_len: LONGEST };
+        let header = &mut self.headers[slot].msg_hdr;
+        header.msg_name = ptr::from_mut(&mut self.names[slot]).cast();
+        header.msg_iov = &raw mut self.vectors[slot];
+        header.msg_iovlen = 1;
+        header.msg_control = self.controls[slot].as_mut_ptr().cast();
+        self.offer(slot);
+    }
+
+    fn offer(&mut self, slot: usize) {
+        let header = &mut self.headers[slot].msg_hdr;
+        header.msg_namelen = mem::size_of::<libc::sockaddr_storage>() as u32;
+        header.msg_controllen = control::ROOM;
     }
 
     /// Reads what there is without waiting into free slots, at most `at_most` of them. Gives the slots that it filled.
@@ -89,8 +110,7 @@ impl Arena {
     pub fn receive(&mut self, socket: &UdpSocket, at_most: usize) -> io::Result<Range<usize>> {
         let first = self.used;
         let offered = at_most.min(self.free());
-        self.offer(first..first + offered);
-        // SAFETY: the headers point to buffers that live in `self`, with their true sizes, and `offer` has just said so.
+        // SAFETY: the headers of free slots point to buffers that live in `self`, with their true sizes.
         let count = unsafe {
             libc::recvmmsg(
                 socket.as_raw_fd(),
@@ -103,21 +123,6 @@ impl Arena {
         let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
         self.used += count;
         Ok(first..self.used)
-    }
-
-    fn offer(&mut self, slots: Range<usize>) {
-        for slot in slots {
-            let start = slot * SLOT + ROOM;
-            let space = &mut self.bytes[start..start + LONGEST];
-            self.vectors[slot] = libc::iovec { iov_base: space.as_mut_ptr().cast(), iov_len: LONGEST };
-            let header = &mut self.headers[slot].msg_hdr;
-            header.msg_name = ptr::from_mut(&mut self.names[slot]).cast();
-            header.msg_namelen = mem::size_of::<libc::sockaddr_storage>() as u32;
-            header.msg_iov = &raw mut self.vectors[slot];
-            header.msg_iovlen = 1;
-            header.msg_control = self.controls[slot].as_mut_ptr().cast();
-            header.msg_controllen = control::ROOM;
-        }
     }
 
     /// What came into a slot; `None` if its source makes no sense, or it was longer than anything may be.
@@ -146,7 +151,31 @@ impl Arena {
 
     /// All slots are free again; nothing that lies there will be sent any more.
     pub fn clear(&mut self) {
+        (0..self.used).for_each(|slot| self.offer(slot));
         self.used = 0;
+    }
+
+    /// The first free slot, for its owner to fill otherwise; what it then holds is [kept](Self::keep).
+    ///
+    /// # Panics
+    /// If none is free.
+    pub fn lend(&mut self) -> &mut [u8] {
+        assert!(self.free() > 0, "a slot is free");
+        let start = self.used * SLOT + ROOM;
+        &mut self.bytes[start..start + SLOT - ROOM]
+    }
+
+    /// The first `length` bytes of the slot that was [lent](Self::lend) are in use. Gives where they lie.
+    pub fn keep(&mut self, length: usize) -> Range<usize> {
+        let start = self.used * SLOT + ROOM;
+        self.used += 1;
+        start..start + length
+    }
+
+    /// Whether `bytes` are those that lie at `start`.
+    #[must_use]
+    pub fn holds_at(&self, start: usize, bytes: &[u8]) -> bool {
+        self.bytes.get(start..).is_some_and(|there| ptr::eq(there.as_ptr(), bytes.as_ptr()))
     }
 
     /// What lies there.

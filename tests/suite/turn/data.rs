@@ -2,7 +2,7 @@
 
 use halfway::turn::Transport;
 
-use super::trace::{DUAL, World, check};
+use super::trace::{ALLOCATED, DUAL, World, check};
 
 const PERMITTED: &str = "0s alice > Allocate
     0s alice < Allocate 401 realm nonce
@@ -135,5 +135,42 @@ fn a_data_indication_on_a_stream_is_no_longer_than_firefox_reads() {
         "{PERMITTED}
          1s 1.1.1.1:7 > :49152 {more}
          1s alice < Data peer=1.1.1.1:7 {more}",
+    ));
+}
+
+const TWO: &str = "1s bob > Allocate
+    1s bob < Allocate 401 realm nonce
+    1s bob > Allocate auth
+    1s - take :49153
+    1s bob < Allocate ok relayed=5.5.5.5:49153 mapped=9.0.0.2:1000 lifetime=1200 signed\n";
+
+#[test]
+fn between_two_clients_of_one_host_both_permissions_count() {
+    check(&format!(
+        "{ALLOCATED}{TWO}
+         2s alice > ChannelBind auth peer=5.5.5.5:49153 channel=4000
+         2s alice < ChannelBind ok signed
+         3s alice > ChannelData 0x4000 unasked
+         3s drop no_permission
+         4s bob > CreatePermission auth peer=5.5.5.5:49152
+         4s bob < CreatePermission ok signed
+         5s alice > ChannelData 0x4000 hello
+         5s bob < Data peer=5.5.5.5:49152 hello
+         6s bob > ChannelBind auth peer=5.5.5.5:49152 channel=4001
+         6s bob < ChannelBind ok signed
+         7s alice > ChannelData 0x4000 hello
+         7s bob < ChannelData 0x4001 hello
+         7s bob > ChannelData 0x4001 welcome
+         7s alice < ChannelData 0x4000 welcome
+         8s bob > Refresh auth lifetime=0
+         8s - close :49153
+         8s - ended bob released 7B out 10B in
+         8s bob < Refresh ok lifetime=0 signed
+         9s alice > ChannelData 0x4000 gone
+         9s drop denied
+         9s alice > Refresh auth lifetime=0
+         9s - close :49152
+         9s - ended alice released 17B out 7B in
+         9s alice < Refresh ok lifetime=0 signed",
     ));
 }

@@ -140,7 +140,10 @@ fn run(steps: &[Step]) {
 }
 
 fn feed(server: &mut halfway::turn::server::Server, now: Now, who: usize, bytes: &[u8]) -> Vec<u8> {
-    use halfway::turn::demux::{Datagram, sort};
+    use halfway::turn::{
+        demux::{Datagram, sort},
+        forward::Load,
+    };
     let from = FiveTuple {
         client: format!("9.0.0.{}:{}", who / EACH + 1, 1_000 + who % EACH).parse().unwrap(),
         server: "5.5.5.5:3478".parse().unwrap(),
@@ -148,7 +151,9 @@ fn feed(server: &mut halfway::turn::server::Server, now: Now, who: usize, bytes:
     };
     let mut reply = Vec::new();
     match sort(bytes) {
-        Datagram::ChannelData(channel, payload) => _ = server.to_peer(&from, channel, payload.len()),
+        Datagram::ChannelData(channel, payload) => {
+            _ = server.to_peer(&from, channel, Load::one(payload.len()))
+        }
         Datagram::Send(message) => _ = server.send(&from, message),
         Datagram::Stun(message) => server.handle_request(now, from, message, &mut reply),
         Datagram::Unknown => {}

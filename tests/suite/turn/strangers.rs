@@ -7,6 +7,7 @@ use halfway::{
     turn::{
         FiveTuple, Transport,
         demux::{Datagram, sort},
+        forward::Load,
     },
 };
 
@@ -131,7 +132,7 @@ fn stranger_says(words: &str) -> (usize, usize) {
         Datagram::Stun(message) => server.handle_request(now, from, message, &mut reply),
         Datagram::Send(message) => assert_eq!(server.send(&from, message), None),
         Datagram::ChannelData(channel, payload) => {
-            assert_eq!(server.to_peer(&from, channel, payload.len()), None);
+            assert_eq!(server.to_peer(&from, channel, Load::one(payload.len())), None);
         }
         Datagram::Unknown => {}
     }

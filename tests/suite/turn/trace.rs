@@ -25,8 +25,8 @@ use halfway::{
         auth::Auth,
         counters::{Counters, Dropped},
         demux,
-        forward::{ToPeer, Wrap},
-        indication::{self, HEADROOM},
+        forward::{Load, ToClient, ToPeer, Wrap},
+        indication,
         nonce::Nonces,
         policy::{DeniedPeers, LivePorts, Policy},
         quota::{Limits, Quotas},
@@ -238,8 +238,8 @@ impl Stage {
         let from = five_tuple(who, self.transport);
         match demux::sort(&bytes) {
             demux::Datagram::ChannelData(channel, payload) => {
-                let to = self.server.to_peer(&from, channel, payload.len());
-                self.sent_to_peer(to, payload);
+                let passed = self.server.to_peer(&from, channel, Load::one(payload.len()));
+                self.sent_to_peer(passed.map(|passed| passed.to), payload);
             }
             demux::Datagram::Send(message) => {
                 if let Some((to, payload)) = self.server.send(&from, message) {
@@ -254,13 +254,21 @@ impl Stage {
                     self.client_hears(who, &reply);
                 }
             }
-            demux::Datagram::Unknown => self.server.count_dropped(Dropped::Malformed),
+            demux::Datagram::Unknown => self.server.count_dropped(Dropped::Malformed, 1),
         }
     }
 
     fn sent_to_peer(&mut self, to: Option<ToPeer>, payload: &[u8]) {
-        if let Some(ToPeer { relay, to }) = to {
-            self.line(&format!("{to} < {} from :{}", String::from_utf8_lossy(payload), relay.port));
+        match to {
+            None => {}
+            Some(ToPeer::Out { relay, to }) => {
+                self.line(&format!("{to} < {} from :{}", String::from_utf8_lossy(payload), relay.port));
+            }
+            Some(ToPeer::Here { from, to }) => {
+                if let Some(passed) = self.server.to_client_from_here(from, to, Load::one(payload.len())) {
+                    self.wrapped(passed.to, payload);
+                }
+            }
         }
     }
 
@@ -270,22 +278,24 @@ impl Stage {
             relay: u8::from(self.relays == 2 && peer.is_ipv6()),
             port: port[1..].parse().unwrap(),
         };
-        let Some(to) = self.server.to_client(relay, peer, payload.len()) else { return };
-        let mut buffer = vec![0xaa; HEADROOM];
-        buffer.extend_from_slice(payload.as_bytes());
-        buffer.extend([0xaa; 3]);
-        let bytes = match to.wrap {
+        if let Some(passed) = self.server.to_client(relay, peer, Load::one(payload.len())) {
+            self.wrapped(passed.to, payload.as_bytes());
+        }
+    }
+
+    fn wrapped(&mut self, ToClient { client, wrap }: ToClient, payload: &[u8]) {
+        let length = payload.len();
+        let bytes = match wrap {
             Wrap::Channel(channel) => {
-                let length = u16::try_from(payload.len()).unwrap();
-                [&halfway::turn::channel_data::header(channel, length)[..], payload.as_bytes()].concat()
+                let length = u16::try_from(length).unwrap();
+                [&halfway::turn::channel_data::header(channel, length)[..], payload].concat()
             }
             Wrap::Indication(peer) => {
-                let message = indication::write_data(&mut buffer, HEADROOM, payload.len(), peer, [1; 12]);
-                buffer[message].to_vec()
+                let head = indication::data_head(length, peer, [1; 12]);
+                [&head[..], payload, &[0; 3][..indication::padding(length)]].concat()
             }
         };
-        let who = name_of(&to.client);
-        self.client_hears(&who, &bytes);
+        self.client_hears(&name_of(&client), &bytes);
     }
 
     fn client_hears(&mut self, who: &str, bytes: &[u8]) {

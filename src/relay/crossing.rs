@@ -1,0 +1,194 @@
+//! From one shard to another: packets between two allocations of this host that live in different shards. A parcel for
+//! each shard and turn, no lock, and no socket.
+
+use std::{
+    ops::Range,
+    sync::mpsc::{self, Receiver, SyncSender, TrySendError},
+};
+
+use crate::turn::{RelayPort, forward::Load};
+
+/// Parcels that a shard lets wait; what comes beyond them is dropped.
+pub const WAITING: usize = 16;
+/// Bytes of a parcel: a slot of the arena holds them.
+const PARCEL: usize = 64 << 10;
+/// Bytes free before each payload: a ChannelData header will stand there.
+pub const GAP: usize = 4;
+
+/// Packets for one shard.
+#[derive(Debug, Default)]
+pub struct Parcel {
+    bytes: Vec<u8>,
+    crossers: Vec<Crosser>,
+    /// The shard that made it, and gets it back.
+    home: usize,
+}
+
+/// Packets in a row between the same two relayed addresses, of one length.
+#[derive(Clone, Copy, Debug)]
+pub struct Crosser {
+    /// Of the sender.
+    pub from: RelayPort,
+    /// Of the receiver.
+    pub to: RelayPort,
+    /// How many there are, and how long.
+    pub load: Load,
+    /// Where the first payload begins; the others follow, [`GAP`] bytes between them.
+    pub start: usize,
+}
+
+/// Where a shard receives.
+pub struct Arrivals {
+    parcels: Receiver<Parcel>,
+    emptied: Receiver<Parcel>,
+}
+
+/// How the others reach it.
+pub struct Crossing {
+    parcels: SyncSender<Parcel>,
+    emptied: SyncSender<Parcel>,
+}
+
+impl Crossing {
+    /// Both sides.
+    pub fn new() -> (Self, Arrivals) {
+        let (parcels, arriving) = mpsc::sync_channel(WAITING);
+        let (emptied, returning) = mpsc::sync_channel(WAITING);
+        (Self { parcels, emptied }, Arrivals { parcels: arriving, emptied: returning })
+    }
+
+    /// Hands over a parcel.
+    ///
+    /// # Errors
+    /// Gives it back when too many wait there already.
+    pub fn send(&self, parcel: Parcel) -> Result<(), Parcel> {
+        self.parcels.try_send(parcel).map_err(|error| match error {
+            TrySendError::Full(parcel) | TrySendError::Disconnected(parcel) => parcel,
+        })
+    }
+
+    /// A parcel comes home to be filled again.
+    pub fn give_back(&self, parcel: Parcel) {
+        // Its home may have enough of them.
+        let _ = self.emptied.try_send(parcel);
+    }
+}
+
+impl Arrivals {
+    /// The next parcel that waits.
+    pub fn next(&self) -> Option<Parcel> {
+        self.parcels.try_recv().ok()
+    }
+
+    /// One of our own that comes home.
+    pub fn next_emptied(&self) -> Option<Parcel> {
+        self.emptied.try_recv().ok()
+    }
+}
+
+impl Parcel {
+    /// An empty one.
+    pub fn new(home: usize) -> Self {
+        Self { home, ..Self::default() }
+    }
+
+    /// Which shard made it.
+    pub fn home(&self) -> usize {
+        self.home
+    }
+
+    /// Whether nothing is in it.
+    pub fn is_empty(&self) -> bool {
+        self.crossers.is_empty()
+    }
+
+    /// Whether a payload of `length` bytes still fits. Any fits into an empty one.
+    pub fn takes(&self, length: usize) -> bool {
+        self.is_empty() || self.bytes.len() + GAP + length <= PARCEL
+    }
+
+    /// Puts in a payload on its way from one relayed address to another.
+    pub fn push(&mut self, from: RelayPort, to: RelayPort, payload: &[u8]) {
+        self.bytes.extend_from_slice(&[0; GAP]);
+        let (start, length) = (self.bytes.len(), payload.len());
+        match self.crossers.last_mut() {
+            Some(last) if (last.from, last.to, last.load.length) == (from, to, length) => {
+                last.load.packets += 1;
+            }
+            _ => self.crossers.push(Crosser { from, to, load: Load::one(length), start }),
+        }
+        self.bytes.extend_from_slice(payload);
+    }
+
+    /// All payloads, as they lie.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Which of them [there are](Crosser), by index.
+    pub fn crossers(&self) -> Range<usize> {
+        0..self.crossers.len()
+    }
+
+    /// One of them.
+    pub fn crosser(&self, index: usize) -> Crosser {
+        self.crossers[index]
+    }
+
+    /// Packets in it.
+    pub fn packets(&self) -> usize {
+        self.crossers.iter().map(|crosser| crosser.load.packets).sum()
+    }
+
+    /// Nothing is in it any more.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.crossers.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Crossing, GAP, PARCEL, Parcel, RelayPort, WAITING};
+
+    const HERE: RelayPort = RelayPort { relay: 0, port: 50_000 };
+    const THERE: RelayPort = RelayPort { relay: 0, port: 50_002 };
+
+    #[test]
+    fn payloads_cross_in_order() {
+        let (crossing, arrivals) = Crossing::new();
+        let mut parcel = Parcel::new(3);
+        for payload in ["one", "two", "four", ""] {
+            parcel.push(HERE, THERE, payload.as_bytes());
+        }
+        assert_eq!(parcel.packets(), 4);
+        crossing.send(parcel).unwrap();
+        let mut arrived = arrivals.next().unwrap();
+        let mut payloads = Vec::new();
+        for crosser in arrived.crossers().map(|index| arrived.crosser(index)) {
+            assert_eq!((crosser.from, crosser.to), (HERE, THERE));
+            for packet in 0..crosser.load.packets {
+                let start = crosser.start + packet * (crosser.load.length + GAP);
+                payloads.push(str::from_utf8(&arrived.bytes()[start..start + crosser.load.length]).unwrap());
+            }
+        }
+        assert_eq!(payloads, ["one", "two", "four", ""]);
+        arrived.clear();
+        assert!(arrived.is_empty() && arrived.home() == 3 && arrivals.next().is_none());
+    }
+
+    #[test]
+    fn what_waits_for_a_shard_that_does_not_read_is_bounded() {
+        let (crossing, arrivals) = Crossing::new();
+        let full = || {
+            let mut parcel = Parcel::new(0);
+            while parcel.takes(1_200) {
+                parcel.push(HERE, THERE, &[7; 1_200]);
+            }
+            parcel
+        };
+        (0..WAITING).for_each(|_| crossing.send(full()).unwrap());
+        assert_eq!(crossing.send(full()).unwrap_err().packets(), PARCEL / (1_200 + GAP));
+        assert_eq!(std::iter::from_fn(|| arrivals.next()).count(), WAITING);
+    }
+}
