@@ -35,7 +35,7 @@ use crate::{
         server::{Server, Setup},
         strangers::Strangers,
     },
-    udp::Offload,
+    udp::{self, Offload},
 };
 
 /// What a relay is built from.
@@ -90,6 +90,7 @@ impl Relay {
             listening.push(bound);
         }
         config.policy.listeners.extend(&listening);
+        tell_buffers(&listeners[0]);
         start_shards(&config, listening, listeners)
             .map_err(|error| format!("cannot start the relay: {error}"))
     }
@@ -166,6 +167,20 @@ fn start_shards(
     };
     let threads = places.map(start).collect::<io::Result<_>>()?;
     Ok(Relay { listening, mailboxes, turn: AtomicUsize::new(0), threads })
+}
+
+/// A burst that a listener's buffer cannot hold is lost.
+fn tell_buffers(listeners: &[Listener]) {
+    let least = listeners.iter().map(|listener| udp::receive_buffer(&listener.socket)).min().unwrap_or(0);
+    if least < sockets::LISTENER_BUFFER {
+        tracing::info!(
+            "the kernel gives TURN listeners {} KiB of receive buffer, not {}: raise net.core.rmem_max and wmem_max to {} \
+             for bursts that are longer",
+            least >> 10,
+            sockets::LISTENER_BUFFER >> 10,
+            sockets::LISTENER_BUFFER,
+        );
+    }
 }
 
 /// What the kernel lacks is said once. Gives whether it takes trains of datagrams.

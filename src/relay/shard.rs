@@ -2,12 +2,13 @@
 //! deadline.
 
 use std::{
-    io,
+    io, mem,
     net::{SocketAddr, UdpSocket},
     sync::{
         Arc,
         mpsc::{self, Receiver, Sender, SyncSender, TryRecvError},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -17,7 +18,7 @@ mod streams; // clients on TCP and TLS
 use super::{
     crossing::{Arrivals, Crossing, Parcel},
     owner,
-    sockets::RelaySockets,
+    sockets::{Overflow, RelaySockets},
     stream::Streams,
 };
 use crate::{
@@ -26,7 +27,7 @@ use crate::{
     poll::{Poll, Waker},
     turn::{
         Family, RelayAddress, RelayPort,
-        counters::Counters,
+        counters::{Counters, Dropped},
         quota::Tenure,
         server::{Effect, Server},
     },
@@ -107,11 +108,14 @@ pub struct Shard {
     server: Server,
     relays: Vec<RelayAddress>,
     listeners: Arc<[Listener]>,
+    /// Of the listeners.
+    overflows: Vec<Overflow>,
     sockets: RelaySockets,
     poll: Poll,
     mailboxes: Arc<[Mailbox]>,
-    /// What was read in this turn.
+    /// What was read in this turn and not yet sent, and how many slots of it the turn has filled so far.
     arena: Arena,
+    slots_read: usize,
     /// What is to be sent of it.
     outbox: Outbox,
     /// What is for other shards, by shard.
@@ -131,6 +135,10 @@ pub struct Shard {
 const SLOTS: usize = 128;
 /// Of one relay socket so many at once: then it is the others' turn.
 const RELAY_READ: usize = 32;
+/// After a turn that filled so many slots the shard rests: the next turn finds more datagrams of each flow, which leave as
+/// one train. With fewer, nobody waits; with many, they are trains already.
+const BUSY: usize = 4;
+const REST: Duration = Duration::from_micros(200);
 /// The streams are looked at that often, while there are any.
 const LOOK: Duration = Duration::from_secs(5);
 /// How often in a row a stream is read: then it is the others' turn.
@@ -160,10 +168,12 @@ impl Shard {
             server,
             relays,
             listeners: Arc::clone(&place.listeners),
+            overflows: place.listeners.iter().map(|listener| Overflow::so_far(&listener.socket)).collect(),
             sockets: RelaySockets::default(),
             poll,
             mailboxes: Arc::clone(&place.mailboxes),
             arena: Arena::new(SLOTS),
+            slots_read: 0,
             outbox: Outbox::new(place.segmentation),
             parcels: place.mailboxes.iter().map(|_| Parcel::new(place.index)).collect(),
             spare: Vec::new(),
@@ -191,8 +201,8 @@ impl Shard {
                 match number {
                     WAKER => inbox.waker.clear(),
                     STREAM.. => self.stream_is_ready(now, (number - STREAM) as usize),
-                    RELAY.. => self.read_relay(relay_port(number)),
-                    index => self.read_listener(now, index as usize),
+                    RELAY.. => self.read_relay(now, relay_port(number)),
+                    index => self.read_listener(now, index as usize, SLOTS),
                 }
             }
             self.take_in(&inbox.arrivals);
@@ -205,6 +215,9 @@ impl Shard {
             if obeyed == Obeyed::Stop {
                 return Ok(());
             }
+            if (BUSY..SLOTS / 2).contains(&mem::take(&mut self.slots_read)) {
+                thread::sleep(REST);
+            }
         }
     }
 
@@ -216,9 +229,7 @@ impl Shard {
     fn obey(&mut self, now: Now, inbox: &Inbox) -> Obeyed {
         loop {
             match inbox.commands.try_recv() {
-                Ok(Command::Count(to)) => {
-                    _ = to.send(Counters { streams: self.streams.count(), ..self.server.counters() });
-                }
+                Ok(Command::Count(to)) => _ = to.send(self.counters()),
                 Ok(Command::Welcome(client)) => self.welcome(now, *client),
                 Ok(Command::Reclaim(idle)) => self.server.reclaim(&idle, now.mono),
                 Ok(Command::Drain) => self.server.drain(),
@@ -226,6 +237,20 @@ impl Shard {
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return Obeyed::Stop,
             }
         }
+    }
+}
+
+/// What others ask for.
+impl Shard {
+    fn counters(&mut self) -> Counters {
+        (0..self.listeners.len()).for_each(|index| self.count_overflow(index));
+        Counters { streams: self.streams.count(), ..self.server.counters() }
+    }
+
+    /// What did not fit into a listener's buffer since it was last asked.
+    fn count_overflow(&mut self, listener: usize) {
+        let overflowed = self.overflows[listener].since_last(&self.listeners[listener].socket);
+        self.server.count_dropped(Dropped::Overflow, overflowed);
     }
 }
 
@@ -252,6 +277,7 @@ impl Shard {
                     ports_moved = true;
                     // What was sent before still leaves.
                     self.send();
+                    self.server.count_dropped(Dropped::Overflow, self.sockets.overflow(at));
                     self.sockets.close(at);
                 }
                 Effect::Ended(ended) => log_ended(&ended),

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    io,
+    io, mem,
     net::{IpAddr, SocketAddr, UdpSocket},
 };
 
@@ -11,14 +11,32 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::{turn::RelayPort, udp};
 
 /// Asked of the kernel for each listener; it may give less (`net.core.rmem_max`).
-const LISTENER_BUFFER: usize = 4 << 20;
+pub const LISTENER_BUFFER: usize = 4 << 20;
 /// Asked of the kernel for each relay socket.
 const RELAY_BUFFER: usize = 512 << 10;
 
 /// The relay sockets of one shard, bound or live.
 #[derive(Debug, Default)]
 pub struct RelaySockets {
-    open: HashMap<RelayPort, UdpSocket>,
+    open: HashMap<RelayPort, (UdpSocket, Overflow)>,
+}
+
+/// How many datagrams a socket's receive buffer had no room for, as far as that has been asked. Each look at it is a call
+/// of the kernel.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Overflow(u32);
+
+impl Overflow {
+    /// Nothing of what has been lost so far is new.
+    pub fn so_far(socket: &UdpSocket) -> Self {
+        Self(udp::receive_drops(socket))
+    }
+
+    /// How many more there are.
+    pub fn since_last(&mut self, socket: &UdpSocket) -> u64 {
+        let now = udp::receive_drops(socket);
+        u64::from(now.wrapping_sub(mem::replace(&mut self.0, now)))
+    }
 }
 
 impl RelaySockets {
@@ -30,13 +48,18 @@ impl RelaySockets {
         let socket = udp_socket(SocketAddr::new(ip, at.port), RELAY_BUFFER, |socket| {
             if ip.is_ipv6() { socket.set_only_v6(true) } else { Ok(()) }
         })?;
-        self.open.insert(at, socket);
+        self.open.insert(at, (socket, Overflow::default()));
         Ok(())
     }
 
     /// A bound or live socket.
     pub fn get(&self, at: RelayPort) -> Option<&UdpSocket> {
-        self.open.get(&at)
+        self.open.get(&at).map(|(socket, _)| socket)
+    }
+
+    /// Datagrams that did not fit into its buffer since this was last asked.
+    pub fn overflow(&mut self, at: RelayPort) -> u64 {
+        self.open.get_mut(&at).map_or(0, |(socket, overflow)| overflow.since_last(socket))
     }
 
     /// Closes one.

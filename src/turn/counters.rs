@@ -91,13 +91,15 @@ pub enum Dropped {
     Bandwidth,
     /// An answer to a stranger, whose source prefix has had its share.
     Budget,
-    /// The kernel would not take it: a full socket buffer, no route.
+    /// The kernel would not take it: a full socket buffer, no route. Or another shard would not: too much waits there.
     Unsendable,
+    /// It came faster than it was read: the socket's receive buffer was full.
+    Overflow,
 }
 
 impl Dropped {
     /// All reasons, in the order of [`Counters::drops`].
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Malformed,
         Self::NoAllocation,
         Self::NoChannel,
@@ -107,6 +109,7 @@ impl Dropped {
         Self::Bandwidth,
         Self::Budget,
         Self::Unsendable,
+        Self::Overflow,
     ];
 
     /// The name in metrics.
@@ -122,6 +125,7 @@ impl Dropped {
             Self::Bandwidth => "bandwidth",
             Self::Budget => "budget",
             Self::Unsendable => "unsendable",
+            Self::Overflow => "overflow",
         }
     }
 }

@@ -143,6 +143,12 @@ impl Arena {
         })
     }
 
+    /// Slots in use.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.used
+    }
+
     /// Slots that are free.
     #[must_use]
     pub fn free(&self) -> usize {

@@ -7,7 +7,7 @@ use std::{
     ops::Range,
 };
 
-use super::{Listener, RELAY_READ, Shard, owner};
+use super::{Listener, RELAY_READ, SLOTS, Shard, owner};
 use crate::{
     clock::Now,
     relay::crossing::{Arrivals, Crosser, GAP, Parcel, WAITING},
@@ -61,10 +61,10 @@ impl Payloads {
 
 /// From clients.
 impl Shard {
-    pub(super) fn read_listener(&mut self, now: Now, index: usize) {
+    pub(super) fn read_listener(&mut self, now: Now, index: usize, at_most: usize) {
         self.make_room(RELAY_READ);
         let listener = &self.listeners[index];
-        let Ok(slots) = self.arena.receive(&listener.socket, usize::MAX) else { return };
+        let Ok(slots) = self.arena.receive(&listener.socket, at_most) else { return };
         let at = listener.at;
         for slot in slots {
             let Some(arrived) = self.arena.arrived(slot) else { continue };
@@ -155,11 +155,17 @@ impl Shard {
 
 /// From peers.
 impl Shard {
-    pub(super) fn read_relay(&mut self, relay: RelayPort) {
-        self.make_room(RELAY_READ);
+    pub(super) fn read_relay(&mut self, now: Now, relay: RelayPort) {
+        if self.make_room(RELAY_READ) {
+            // All clients share the listeners: they are not to wait for many peers.
+            (0..self.listeners.len()).for_each(|index| self.read_listener(now, index, SLOTS - RELAY_READ));
+        }
         // Closed by an earlier event of the same batch.
         let Some(socket) = self.sockets.get(relay) else { return };
         let Ok(slots) = self.arena.receive(socket, RELAY_READ) else { return };
+        if slots.len() == RELAY_READ {
+            self.server.count_dropped(Dropped::Overflow, self.sockets.overflow(relay));
+        }
         for slot in slots {
             let Some(Arrived { from, start, length, segment, .. }) = self.arena.arrived(slot) else {
                 continue;
@@ -334,8 +340,7 @@ impl Shard {
 
     /// Everything leaves, and room is made for the next turn.
     pub(super) fn send_all(&mut self) {
-        self.send();
-        self.arena.clear();
+        self.clear();
         for shard in 0..self.parcels.len() {
             if !self.parcels[shard].is_empty() {
                 self.dispatch(shard);
@@ -343,12 +348,19 @@ impl Shard {
         }
     }
 
-    /// So many slots are free, if need be by sending what the others hold.
-    pub(super) fn make_room(&mut self, slots: usize) {
-        if self.arena.free() < slots {
-            self.send();
-            self.arena.clear();
+    /// So many slots are free; gives whether what the others held had to be sent first.
+    pub(super) fn make_room(&mut self, slots: usize) -> bool {
+        let is_short = self.arena.free() < slots;
+        if is_short {
+            self.clear();
         }
+        is_short
+    }
+
+    fn clear(&mut self) {
+        self.send();
+        self.slots_read += self.arena.used();
+        self.arena.clear();
     }
 }
 
