@@ -58,12 +58,6 @@ impl Arrived {
             start..end.min(start + self.segment)
         })
     }
-
-    /// Whether it is one datagram.
-    #[must_use]
-    pub fn is_single(&self) -> bool {
-        self.segment == self.length
-    }
 }
 
 impl Arena {

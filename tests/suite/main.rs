@@ -16,4 +16,5 @@ mod relay;
 mod signal;
 mod signaling;
 mod streams;
+mod trains;
 mod turn;

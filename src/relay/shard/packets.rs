@@ -29,12 +29,14 @@ pub(super) struct Payloads {
     /// From one to the next.
     stride: usize,
     load: Load,
+    /// Whether a ChannelData header can stand before each of them, where nothing lies that is still to be sent.
+    have_room: bool,
 }
 
 impl Payloads {
-    /// One alone.
+    /// One alone, or a message around it.
     pub(super) fn one(at: Range<usize>) -> Self {
-        Self { start: at.start, stride: 0, load: Load::one(at.len()) }
+        Self { start: at.start, stride: 0, load: Load::one(at.len()), have_room: true }
     }
 
     fn first(self) -> Range<usize> {
@@ -51,11 +53,6 @@ impl Payloads {
     /// The first ones.
     fn at_most(self, packets: usize) -> Self {
         Self { load: Load { packets, ..self.load }, ..self }
-    }
-
-    /// Whether a ChannelData header can stand before each: there is always room before the first.
-    fn have_room(self) -> bool {
-        self.load.packets == 1 || self.stride >= self.load.length + channel_data::HEADER
     }
 }
 
@@ -109,7 +106,7 @@ impl Shard {
         } else {
             1
         };
-        Payloads { start, stride: segment, load: Load { packets, length } }
+        Payloads { start, stride: segment, load: Load { packets, length }, have_room: true }
     }
 
     /// A message of a client's, or several with the same header; the answer, if there is one, is in `self.reply`.
@@ -171,11 +168,11 @@ impl Shard {
                 continue;
             };
             let packets = length.checked_div(segment).unwrap_or(1);
-            let load = Load { packets, length: segment };
-            self.serve_peer(relay, from, Payloads { start, stride: segment, load });
+            let (load, is_single) = (Load { packets, length: segment }, segment == length);
+            self.serve_peer(relay, from, Payloads { start, stride: segment, load, have_room: is_single });
             let rest = start + packets * segment..start + length;
             if !rest.is_empty() {
-                self.serve_peer(relay, from, Payloads::one(rest));
+                self.serve_peer(relay, from, Payloads { have_room: false, ..Payloads::one(rest) });
             }
         }
         self.send_if_much();
@@ -199,7 +196,7 @@ impl Shard {
         let length = payloads.load.length;
         for payload in payloads.each() {
             match wrap {
-                Wrap::Channel(channel) if payloads.have_room() => {
+                Wrap::Channel(channel) if payloads.have_room => {
                     let header = payload.start - channel_data::HEADER..payload.start;
                     self.arena.bytes_mut(header.clone()).copy_from_slice(&header_of(channel, length));
                     self.outbox.push(way, &[], header.start..payload.end);
@@ -312,7 +309,11 @@ impl Shard {
             for Crosser { from, to, load, start: offset } in
                 parcel.crossers().map(|index| parcel.crosser(index))
             {
-                self.arrive(from, to, Payloads { start: start + offset, stride: load.length + GAP, load });
+                self.arrive(
+                    from,
+                    to,
+                    Payloads { start: start + offset, stride: load.length + GAP, load, have_room: true },
+                );
             }
             parcel.clear();
             self.mailboxes[parcel.home()].crossing.give_back(parcel);
