@@ -79,8 +79,9 @@ impl Poll {
         &mut self,
         timeout: Option<Duration>,
     ) -> io::Result<impl ExactSizeIterator<Item = u64> + use<>> {
-        // Rounded up: a deadline is over when the wait is.
-        let millis = timeout.map_or(-1, |wait| i32::try_from(wait.as_millis() + 1).unwrap_or(i32::MAX));
+        // Rounded up: a deadline is over when the wait is. No time at all is a look, and no wait.
+        let millis = |wait: Duration| i32::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX);
+        let millis = timeout.map_or(-1, millis);
         // SAFETY: the events are ours and EVENTS long.
         let count = unsafe {
             libc::epoll_wait(self.epoll.as_raw_fd(), self.events.as_mut_ptr(), EVENTS as i32, millis)

@@ -6,10 +6,11 @@
 use std::{
     io::{self, Read, Write},
     net::TcpStream,
+    ops::DerefMut,
     time::Instant,
 };
 
-use rustls::ServerConnection;
+use rustls::{ConnectionCommon, ServerConnection, SideData};
 
 /// Emptied buffers kept for the next connection, and how much each may hold.
 const SPARE: usize = 32;
@@ -20,11 +21,11 @@ const ENCRYPTED: usize = 16 << 10;
 /// Bytes of the buffer that is read to: what is read at once, and the longest TLS record that had come in part before it.
 pub const PIECE: usize = 2 * ENCRYPTED + 1_024;
 
-/// One connection.
-pub struct Stream {
+/// One connection; the side of TLS that we are on is a client's only where we are the load.
+pub struct Stream<T = ServerConnection> {
     /// Not blocking; to be watched.
     pub socket: TcpStream,
-    tls: Option<Box<ServerConnection>>,
+    tls: Option<Box<T>>,
     pending: Vec<u8>,
     /// Of `pending`, what has been passed on.
     passed: usize,
@@ -60,9 +61,13 @@ pub enum Flushed {
     Unblocked,
 }
 
-impl Stream {
+impl<T, S> Stream<T>
+where
+    T: DerefMut<Target = ConnectionCommon<S>>,
+    S: SideData,
+{
     /// The session may hold bytes that were read with the handshake.
-    pub fn new(socket: TcpStream, mut tls: Option<Box<ServerConnection>>) -> Self {
+    pub fn new(socket: TcpStream, mut tls: Option<Box<T>>) -> Self {
         if let Some(tls) = &mut tls {
             // The limit is that on what is pending.
             tls.set_buffer_limit(None);
@@ -200,7 +205,11 @@ impl Stream {
 }
 
 /// Gives how many bytes of `clear` it filled. They are taken out of the session as they come, which would not hold all.
-fn decrypt(tls: &mut ServerConnection, mut encrypted: &[u8], clear: &mut [u8]) -> io::Result<usize> {
+fn decrypt<S: SideData>(
+    tls: &mut ConnectionCommon<S>,
+    mut encrypted: &[u8],
+    clear: &mut [u8],
+) -> io::Result<usize> {
     let mut filled = 0;
     // Nothing is read behind the client's last word.
     while !encrypted.is_empty() && tls.read_tls(&mut encrypted)? > 0 {
@@ -249,7 +258,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let connect = || {
             let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-            (Stream::new(listener.accept().unwrap().0, None), client)
+            (Stream::<rustls::ServerConnection>::new(listener.accept().unwrap().0, None), client)
         };
         let ((mut first, _alice), (mut second, _bob)) = (connect(), connect());
         let (now, mut spare) = (clock::now().mono, Spare::default());

@@ -3,14 +3,20 @@
 use std::{
     fs,
     io::{self, IsTerminal, Write},
-    time::Duration,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use nix::unistd::{SysconfVar, sysconf};
+use rustls::{ClientConfig, RootCertStore, pki_types::CertificateDer, pki_types::pem::PemObject};
 use serde_json::{Map, Value, json};
+
+use crate::clock;
 
 mod agent; // one agent of the load: connects, speaks, hears
 pub mod signal; // agents over WSS: idle, in pairs, in rooms, back after a restart
+pub mod turn; // clients and peers of a TURN server: packets, round trips, allocations
 
 /// What was measured, in the order in which it was.
 #[derive(Debug, Default)]
@@ -43,7 +49,7 @@ impl Report {
     #[must_use]
     pub fn table(&self) -> String {
         let line = |(run, figure): &(&str, Figure)| {
-            format!("{run:<6} {:<44} {:>12.2} {}", figure.what, figure.value, figure.unit)
+            format!("{run:<9} {:<44} {:>12.2} {}", figure.what, figure.value, figure.unit)
         };
         self.figures.iter().map(line).collect::<Vec<_>>().join("\n")
     }
@@ -67,9 +73,25 @@ struct Server {
 }
 
 impl Server {
+    /// Ourselves, the load.
+    fn own() -> Self {
+        Self { pid: std::process::id() }
+    }
+
     /// Processor time used so far, of all its threads.
     fn cpu(self) -> Option<Duration> {
-        cpu(&format!("/proc/{}/stat", self.pid))
+        self.exact_cpu().or_else(|| cpu(&format!("/proc/{}/stat", self.pid)))
+    }
+
+    /// The same to the nanosecond, where the kernel was built to tell.
+    fn exact_cpu(self) -> Option<Duration> {
+        let mut sum = Duration::ZERO;
+        for thread in fs::read_dir(format!("/proc/{}/task", self.pid)).ok()? {
+            // A thread that has ended meanwhile is none that the next look would see.
+            let Ok(told) = fs::read_to_string(thread.ok()?.path().join("schedstat")) else { continue };
+            sum += Duration::from_nanos(told.split(' ').next()?.parse().ok()?);
+        }
+        (!sum.is_zero()).then_some(sum)
     }
 
     /// Resident memory in bytes.
@@ -91,6 +113,28 @@ fn cpu(stat: &str) -> Option<Duration> {
     Some(Duration::from_millis(ticks * 1_000 / a_second))
 }
 
+/// What a client of TLS trusts: the certificates of a file.
+fn trust(ca: &Path) -> Result<Arc<ClientConfig>, String> {
+    let pem = fs::read(ca).map_err(|error| {
+        format!("{} cannot be read: {error}: name the server's certificate with --ca", ca.display())
+    })?;
+    let mut roots = RootCertStore::empty();
+    for cert in CertificateDer::pem_slice_iter(&pem) {
+        let cert = cert.map_err(|error| format!("{}: {error}", ca.display()))?;
+        roots.add(cert).map_err(|error| format!("{}: {error}", ca.display()))?;
+    }
+    client_of(roots)
+}
+
+/// A client of TLS that trusts these.
+fn client_of(roots: RootCertStore) -> Result<Arc<ClientConfig>, String> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let tls = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?;
+    Ok(Arc::new(tls.with_root_certificates(roots).with_no_client_auth()))
+}
+
 /// The middle, and the value that so many percent do not exceed, of samples that it sorts.
 fn percentile(samples: &mut [u32], percent: usize) -> f64 {
     if samples.is_empty() {
@@ -108,4 +152,19 @@ fn progress(line: &str) {
         let _ = write!(terminal, "\r\x1b[2K{line}");
         let _ = terminal.flush();
     }
+}
+
+/// What people should know beside the figures.
+fn warn(line: &str) {
+    progress("");
+    // Nothing is lost when it cannot be shown.
+    let _ = writeln!(io::stderr(), "halfway: {line}");
+}
+
+fn now() -> Instant {
+    clock::now().mono
+}
+
+fn seconds(time: Duration) -> f64 {
+    time.as_secs_f64()
 }

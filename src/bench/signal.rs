@@ -7,15 +7,15 @@ use std::{
 };
 
 use hyper::Uri;
-use rustls::{ClientConfig, RootCertStore, pki_types::CertificateDer, pki_types::pem::PemObject};
+use rustls::RootCertStore;
 use tokio::{sync::Semaphore, task::JoinSet, time::sleep};
 
 use super::{
     Report, Server,
     agent::{Agent, Speech, Target},
-    cpu, percentile, progress,
+    client_of, now, percentile, progress, seconds, trust,
 };
-use crate::{clock, credentials::token::TokenKeys};
+use crate::credentials::token::TokenKeys;
 
 /// Agents that connect at the same time, where it is not the storm that is measured.
 const CONNECTING: usize = 64;
@@ -90,21 +90,8 @@ pub fn run(load: &Load) -> Result<Report, String> {
 }
 
 fn target(load: &Load) -> Result<Target, String> {
-    let mut roots = RootCertStore::empty();
-    if matches!(load.url.scheme_str(), Some("https" | "wss")) {
-        let pem = std::fs::read(&load.ca).map_err(|error| {
-            format!("{} cannot be read: {error}: name the server's certificate with --ca", load.ca.display())
-        })?;
-        for cert in CertificateDer::pem_slice_iter(&pem) {
-            let cert = cert.map_err(|error| format!("{}: {error}", load.ca.display()))?;
-            roots.add(cert).map_err(|error| format!("{}: {error}", load.ca.display()))?;
-        }
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let tls = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?;
-    let tls = Arc::new(tls.with_root_certificates(roots).with_no_client_auth());
+    let secure = matches!(load.url.scheme_str(), Some("https" | "wss"));
+    let tls = if secure { trust(&load.ca) } else { client_of(RootCertStore::empty()) }?;
     let speech = match (load.protocol, &load.keys) {
         (Protocol::Halfway, Some(keys)) => Speech::Halfway(Box::new(keys.clone())),
         (Protocol::Halfway, None) => return Err("no key to sign tokens with".to_owned()),
@@ -160,7 +147,7 @@ async fn idle(load: &Load, target: &Arc<Target>, report: &mut Report) -> Result<
     {
         let each = (resident - before) / 1024.0 / load.agents as f64;
         report.add("idle", "residentKibEach", "resident memory of the server for each", each, "KiB");
-        let share = 100.0 * seconds(cpu - cpu_then) / seconds(now() - from);
+        let share = 100.0 * seconds(cpu.saturating_sub(cpu_then)) / seconds(now() - from);
         report.add("idle", "serverCpuPercent", "of a core", share, "%");
     }
     listening.abort_all();
@@ -210,7 +197,7 @@ async fn pairs(load: &Load, target: &Arc<Target>, report: &mut Report) -> Result
     }
     // What the first second says is of the start.
     sleep(Duration::from_secs(1)).await;
-    let (cpu_then, own_then, from) = (server.and_then(Server::cpu), cpu("/proc/self/stat"), now());
+    let (cpu_then, own_then, from) = (server.and_then(Server::cpu), Server::own().cpu(), now());
     take(&samples);
     count_down("pairs", load.time).await;
     let (took, mut samples) = (seconds(now() - from), take(&samples));
@@ -226,19 +213,25 @@ async fn pairs(load: &Load, target: &Arc<Target>, report: &mut Report) -> Result
             "pairs",
             "serverUsPerFrame",
             "the server's CPU for a frame",
-            1e6 * seconds(cpu - then) / frames,
+            1e6 * seconds(cpu.saturating_sub(then)) / frames,
             "µs",
         );
         report.add(
             "pairs",
             "serverCpuPercent",
             "of a core, the server",
-            100.0 * seconds(cpu - then) / took,
+            100.0 * seconds(cpu.saturating_sub(then)) / took,
             "%",
         );
     }
-    if let (Some(then), Some(own)) = (own_then, cpu("/proc/self/stat")) {
-        report.add("pairs", "ownCpuPercent", "of a core, this load", 100.0 * seconds(own - then) / took, "%");
+    if let (Some(then), Some(own)) = (own_then, Server::own().cpu()) {
+        report.add(
+            "pairs",
+            "ownCpuPercent",
+            "of a core, this load",
+            100.0 * seconds(own.saturating_sub(then)) / took,
+            "%",
+        );
     }
     Ok(())
 }
@@ -455,12 +448,4 @@ fn take(samples: &Samples) -> Vec<u32> {
 
 fn lock(samples: &Samples) -> std::sync::MutexGuard<'_, Vec<u32>> {
     samples.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn now() -> Instant {
-    clock::now().mono
-}
-
-fn seconds(time: Duration) -> f64 {
-    time.as_secs_f64()
 }

@@ -1,14 +1,19 @@
 //! `halfway bench`: load, and what it costs the server.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand};
 use hyper::Uri;
 
 use super::{Failure, print};
 use crate::{
-    bench::signal::{self, Load, Protocol, Run},
+    bench::{
+        Report,
+        signal::{self, Load, Protocol, Run},
+        turn,
+    },
     config::{Config, parse},
+    credentials::turn_rest::{TurnSecrets, TurnUser},
     data_dir::DataDir,
 };
 
@@ -22,6 +27,8 @@ pub(super) struct Options {
 enum What {
     /// Agents over WSS: idle, offers and answers in pairs, messages to a room, reconnection of all
     Signal(SignalOptions),
+    /// Clients of a TURN server, this one or another: packets each way, round trips, allocations that come and go
+    Turn(TurnOptions),
 }
 
 #[derive(Args)]
@@ -61,8 +68,106 @@ struct SignalOptions {
     json: bool,
 }
 
+#[derive(Args)]
+struct TurnOptions {
+    /// The server: turn:HOST[:PORT][?transport=udp|tcp] or turns:HOST[:PORT]
+    #[arg(default_value = "turn:127.0.0.1:3478")]
+    uri: turn::Uri,
+    /// What to measure (repeatable)
+    #[arg(
+        long,
+        value_name = "RUN",
+        value_delimiter = ',',
+        default_value = "to-peer,to-client,pair,ping,churn"
+    )]
+    run: Vec<turn::Run>,
+    /// The user of all clients
+    #[arg(long, value_name = "NAME", requires = "password")]
+    user: Option<String>,
+    /// Its password
+    #[arg(long, env = "HALFWAY_BENCH_PASSWORD", hide_env_values = true, value_name = "PASSWORD")]
+    password: Option<String>,
+    /// The server's shared secret: each client has a user of its own [default: that of this host's configuration or data
+    /// directory]
+    #[arg(long, env = "HALFWAY_BENCH_SECRET", hide_env_values = true, value_name = "SECRET")]
+    secret: Option<String>,
+    /// How many clients
+    #[arg(long, value_name = "COUNT", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..1 << 24))]
+    clients: u32,
+    /// Bytes of each packet's payload
+    #[arg(long, value_name = "BYTES", default_value_t = 160, value_parser = clap::value_parser!(u16).range(20..=65_000))]
+    size: u16,
+    /// Packets a second of all clients together; 0 is as many as there can be
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    rate: u64,
+    /// Senders give the kernel trains of packets (UDP_SEGMENT)
+    #[arg(long)]
+    gso: bool,
+    /// Packets of different clients alternate one by one, instead of each client sending its share in a row
+    #[arg(long, conflicts_with = "gso")]
+    alternate: bool,
+    /// How long each run lasts
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse::lifetime)]
+    time: Duration,
+    /// Where the peers listen [default: this host's address towards the server]
+    #[arg(long, value_name = "IP")]
+    peer_ip: Option<IpAddr>,
+    /// The server's process, if it runs here: its CPU and memory
+    #[arg(long, value_name = "PID")]
+    pid: Option<u32>,
+    /// The certificate to trust [default: cert.pem in the data directory]
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// Prints JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
 pub(super) fn run(options: &Options, config: &Config) -> Result<(), Failure> {
-    let What::Signal(options) = &options.what;
+    match &options.what {
+        What::Signal(options) => signal(options, config),
+        What::Turn(options) => turn(options, config),
+    }
+}
+
+fn show(report: &Report, json: bool) -> Result<(), Failure> {
+    print(&if json { report.json().to_string() } else { report.table() })
+}
+
+fn turn(options: &TurnOptions, config: &Config) -> Result<(), Failure> {
+    let load = turn::Load {
+        uri: options.uri.clone(),
+        runs: options.run.clone(),
+        credentials: credentials(options, config)?,
+        clients: options.clients as usize,
+        size: usize::from(options.size),
+        rate: options.rate,
+        trains: options.gso,
+        alternate: options.alternate,
+        time: options.time,
+        peer_ip: options.peer_ip,
+        pid: options.pid,
+        ca: options.ca.clone().unwrap_or_else(|| DataDir::new(&config.data_dir).cert_path()),
+        refresh: turn::REFRESH,
+    };
+    show(&turn::run(&load).map_err(Failure::Failed)?, options.json)
+}
+
+/// A user who is named wins; a variable that is empty says nothing.
+fn credentials(options: &TurnOptions, config: &Config) -> Result<turn::Credentials, Failure> {
+    if let (Some(user), Some(password)) = (&options.user, &options.password) {
+        let user = TurnUser { username: user.clone(), credential: password.clone() };
+        return Ok(turn::Credentials::User(user));
+    }
+    let given = options.secret.as_ref().filter(|secret| !secret.is_empty());
+    let secrets = match given.and_then(|secret| TurnSecrets::new(&[secret])) {
+        Some(secrets) => secrets,
+        None => config.credentials.turn_secrets(|| DataDir::new(&config.data_dir).secret())?,
+    };
+    Ok(turn::Credentials::Secret(secrets))
+}
+
+fn signal(options: &SignalOptions, config: &Config) -> Result<(), Failure> {
     let data_dir = DataDir::new(&config.data_dir);
     let is_ours = options.protocol == Protocol::Halfway;
     let keys = is_ours.then(|| config.auth.token_keys(|| data_dir.secret())).transpose()?;
@@ -84,6 +189,5 @@ pub(super) fn run(options: &Options, config: &Config) -> Result<(), Failure> {
         ca: options.ca.clone().unwrap_or_else(|| data_dir.cert_path()),
         keys,
     };
-    let report = signal::run(&load).map_err(Failure::Failed)?;
-    print(&if options.json { report.json().to_string() } else { report.table() })
+    show(&signal::run(&load).map_err(Failure::Failed)?, options.json)
 }

@@ -1,0 +1,282 @@
+//! A TURN client: messages in, requests out. It owns no socket and reads no clock, and does one thing at a time.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use stun_types::{
+    attribute::{ErrorCode, Nonce, Realm, Username},
+    message::{
+        IntegrityAlgorithm, IntegrityKey, LongTermKeyCredentials, Message, MessageClass, MessageWriteVec,
+        Method, StunWriteError, TransactionId,
+    },
+    prelude::{MessageWrite, MessageWriteExt},
+};
+use turn_types::{
+    AddressFamily,
+    attribute::{
+        ChannelNumber, Lifetime, RequestedAddressFamily, RequestedTransport, XorPeerAddress,
+        XorRelayedAddress,
+    },
+    message::{ALLOCATE, CHANNEL_BIND, REFRESH},
+};
+
+use crate::{
+    credentials::turn_rest::TurnUser,
+    turn::{Channel, channel_data},
+};
+
+/// The one channel of a client.
+pub(super) const CHANNEL: u16 = 0x4000;
+
+/// Retransmission over UDP (RFC 8489 §6.2.1): the first after so long, each later one after twice as long as the one before.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+/// Requests sent at most, and how long after the last of them there is an end, in first waits.
+const REQUESTS: u32 = 7;
+const LAST_WAIT: u32 = 16;
+/// Over a stream nothing is sent again (§6.2.2).
+const STREAM_WAIT: Duration = Duration::from_millis(39_500);
+/// A nonce may grow stale while a request is under way; one that always does is no nonce.
+const CHALLENGES: u32 = 4;
+
+/// What a client asks of the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Allocate,
+    /// Binds the channel.
+    Bind(SocketAddr),
+    Refresh,
+    Release,
+}
+
+impl Step {
+    fn method(self) -> Method {
+        match self {
+            Self::Allocate => ALLOCATE,
+            Self::Bind(_) => CHANNEL_BIND,
+            Self::Refresh | Self::Release => REFRESH,
+        }
+    }
+
+    /// As the RFC calls the request.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Allocate => "Allocate",
+            Self::Bind(_) => "ChannelBind",
+            Self::Refresh | Self::Release => "Refresh",
+        }
+    }
+}
+
+/// What became of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// It is none of ours.
+    Nothing,
+    /// The [request](Client::request) has changed and has to be sent.
+    Challenge,
+    /// That is done.
+    Done(Step),
+}
+
+/// What time has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    Nothing,
+    /// To send the [request](Client::request) again.
+    Again,
+    /// To give up, and not wait for an answer any longer.
+    Silence(Step),
+}
+
+/// One client.
+pub(super) struct Client {
+    user: TurnUser,
+    /// It speaks over a stream.
+    reliable: bool,
+    /// It wants a relayed address of IPv6.
+    ipv6: bool,
+    /// What the server said last.
+    realm: String,
+    nonce: String,
+    /// Of `user` in `realm`.
+    key: Option<IntegrityKey>,
+    relayed: Option<SocketAddr>,
+    bound: Option<SocketAddr>,
+    pending: Option<Pending>,
+}
+
+/// A request without an answer.
+struct Pending {
+    step: Step,
+    id: TransactionId,
+    request: Vec<u8>,
+    sent: u32,
+    next: Instant,
+    wait: Duration,
+    signed: bool,
+    challenges: u32,
+}
+
+impl Client {
+    pub(super) fn new(user: TurnUser, reliable: bool, ipv6: bool) -> Self {
+        let (realm, nonce) = (String::new(), String::new());
+        Self { user, reliable, ipv6, realm, nonce, key: None, relayed: None, bound: None, pending: None }
+    }
+
+    /// Its address at the server, once it has one.
+    pub(super) fn relayed(&self) -> Option<SocketAddr> {
+        self.relayed
+    }
+
+    /// Begins something, in place of what it had not done yet. Its [request](Self::request) has to be sent.
+    pub(super) fn ask(&mut self, step: Step, now: Instant) -> Result<(), String> {
+        self.begin(step, 0, now)
+    }
+
+    fn begin(&mut self, step: Step, challenges: u32, now: Instant) -> Result<(), String> {
+        let signed = self.key.is_some();
+        let (id, request) = self.write(step).map_err(|error| format!("cannot write a request: {error}"))?;
+        let wait = if self.reliable { STREAM_WAIT } else { FIRST_WAIT };
+        let next = now + wait;
+        self.pending = Some(Pending { step, id, request, sent: 1, next, wait, signed, challenges });
+        Ok(())
+    }
+
+    /// What is to be sent.
+    pub(super) fn request(&self) -> &[u8] {
+        self.pending.as_ref().map_or(&[], |pending| &pending.request)
+    }
+
+    /// Whether it waits for an answer.
+    pub(super) fn is_busy(&self) -> bool {
+        self.pending.is_some()
+    }
+
+    /// What its channel is bound to.
+    pub(super) fn bound(&self) -> Option<SocketAddr> {
+        self.bound
+    }
+
+    fn write(&self, step: Step) -> Result<(TransactionId, Vec<u8>), StunWriteError> {
+        let mut message = Message::builder_request(step.method(), MessageWriteVec::new());
+        let id = message.transaction_id();
+        match step {
+            Step::Allocate => {
+                message.add_attribute(&RequestedTransport::new(RequestedTransport::UDP))?;
+                if self.ipv6 {
+                    message.add_attribute(&RequestedAddressFamily::new(AddressFamily::IPV6))?;
+                }
+            }
+            Step::Bind(peer) => {
+                message.add_attribute(&ChannelNumber::new(CHANNEL))?;
+                message.add_attribute(&XorPeerAddress::new(peer, id))?;
+            }
+            Step::Refresh => message.add_attribute(&Lifetime::new(600))?,
+            Step::Release => message.add_attribute(&Lifetime::new(0))?,
+        }
+        if let Some(key) = &self.key {
+            message.add_attribute(&Username::new(&self.user.username)?)?;
+            message.add_attribute(&Realm::new(&self.realm)?)?;
+            message.add_attribute(&Nonce::new(&self.nonce)?)?;
+            message.add_message_integrity_with_key(key, IntegrityAlgorithm::Sha1)?;
+        }
+        Ok((id, message.finish()))
+    }
+
+    /// A message of the server's. Its integrity is not checked: what is measured is the server, not a client's work.
+    ///
+    /// # Errors
+    /// One line for people: the request was refused.
+    pub(super) fn hear(&mut self, message: &[u8], now: Instant) -> Result<Heard, String> {
+        let Ok(message) = Message::from_bytes(message) else { return Ok(Heard::Nothing) };
+        let answers = |pending: &mut Pending| pending.id == message.transaction_id() && message.is_response();
+        let Some(pending) = self.pending.take_if(answers) else { return Ok(Heard::Nothing) };
+        if message.class() == MessageClass::Error {
+            return self.be_refused(&pending, &message, now);
+        }
+        match pending.step {
+            Step::Allocate => {
+                let relayed = message.attribute::<XorRelayedAddress>();
+                let relayed =
+                    relayed.map_err(|_| "the server's answer to Allocate has no relayed address")?;
+                self.relayed = Some(relayed.addr(message.transaction_id()));
+            }
+            Step::Release => (self.relayed, self.bound) = (None, None),
+            Step::Bind(peer) => self.bound = Some(peer),
+            Step::Refresh => {}
+        }
+        Ok(Heard::Done(pending.step))
+    }
+
+    fn be_refused(&mut self, pending: &Pending, answer: &Message<'_>, now: Instant) -> Result<Heard, String> {
+        let error = answer.attribute::<ErrorCode>().map_err(|_| "the server's error has no code")?;
+        let code = error.code();
+        let is_challenge = (code == 401 && !pending.signed) || code == 438;
+        if is_challenge && pending.challenges < CHALLENGES {
+            let told = (answer.attribute::<Realm>(), answer.attribute::<Nonce>());
+            let (Ok(realm), Ok(nonce)) = told else {
+                return Err(format!("the server's {code} names no realm and nonce"));
+            };
+            self.challenge(realm.realm(), nonce.nonce());
+            self.begin(pending.step, pending.challenges + 1, now)?;
+            return Ok(Heard::Challenge);
+        }
+        Err(refusal(pending.step, code, error.reason()))
+    }
+
+    fn challenge(&mut self, realm: &str, nonce: &str) {
+        nonce.clone_into(&mut self.nonce);
+        if self.key.is_none() || self.realm != realm {
+            realm.clone_into(&mut self.realm);
+            let TurnUser { username, credential } = self.user.clone();
+            let credentials = LongTermKeyCredentials::new(username, credential, self.realm.clone());
+            self.key = Some(credentials.make_key(IntegrityAlgorithm::Sha1));
+        }
+    }
+
+    /// To be asked now and then.
+    pub(super) fn due(&mut self, now: Instant) -> Due {
+        let Some(pending) = &mut self.pending else { return Due::Nothing };
+        if now < pending.next {
+            return Due::Nothing;
+        }
+        if self.reliable || pending.sent == REQUESTS {
+            let step = pending.step;
+            self.pending = None;
+            return Due::Silence(step);
+        }
+        pending.sent += 1;
+        pending.wait *= 2;
+        pending.next = now + if pending.sent == REQUESTS { FIRST_WAIT * LAST_WAIT } else { pending.wait };
+        Due::Again
+    }
+}
+
+/// What the channel's packets begin with.
+pub(super) fn header(size: u16) -> [u8; channel_data::HEADER] {
+    channel_data::header(Channel::new(CHANNEL).expect("it is in the range"), size)
+}
+
+/// One line for people, with what to do about it.
+fn refusal(step: Step, code: u16, reason: &str) -> String {
+    let method = step.name();
+    // It goes to a terminal.
+    let said: String = reason.chars().filter(|char| !char.is_control()).collect();
+    let reason = if said.trim().is_empty() { ErrorCode::default_reason_for_code(code) } else { said.trim() };
+    let hint = match (code, step) {
+        (401 | 441, _) => ": the user or the password is not the server's (--user and --password, or --secret)".to_owned(),
+        (403, Step::Bind(peer)) => format!(
+            ": it relays to no such peer as {}: let it (here turn.allow_peers), or choose another with --peer-ip",
+            peer.ip()
+        ),
+        (440 | 443, _) => ": it relays to no peers of that address family: choose another with --peer-ip".to_owned(),
+        (486, _) => ": a quota is reached: lift it (here turn.allocations_per_agent or turn.allocations_total), or with \
+                     --secret let each client have a user of its own"
+            .to_owned(),
+        (508, _) => ": it has no ports left to relay from (here turn.relay_ports)".to_owned(),
+        _ => String::new(),
+    };
+    format!("the server refuses {method}: {code} {reason}{hint}")
+}
