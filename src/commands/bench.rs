@@ -103,9 +103,9 @@ struct TurnOptions {
     /// Senders give the kernel trains of packets (UDP_SEGMENT)
     #[arg(long)]
     gso: bool,
-    /// Packets of different clients alternate one by one, instead of each client sending its share in a row
-    #[arg(long, conflicts_with = "gso")]
-    alternate: bool,
+    /// Packets that a client sends in a row before it is the next one's turn; with 1 they alternate one by one
+    #[arg(long, value_name = "COUNT", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=512))]
+    burst: u16,
     /// How long each run lasts
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse::lifetime)]
     time: Duration,
@@ -143,7 +143,7 @@ fn turn(options: &TurnOptions, config: &Config) -> Result<(), Failure> {
         size: usize::from(options.size),
         rate: options.rate,
         trains: options.gso,
-        alternate: options.alternate,
+        burst: usize::from(options.burst),
         time: options.time,
         peer_ip: options.peer_ip,
         pid: options.pid,

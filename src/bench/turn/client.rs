@@ -39,6 +39,8 @@ const LAST_WAIT: u32 = 16;
 const STREAM_WAIT: Duration = Duration::from_millis(39_500);
 /// A nonce may grow stale while a request is under way; one that always does is no nonce.
 const CHALLENGES: u32 = 4;
+/// Other ports that a client tries.
+const MOVES: u32 = 8;
 
 /// What a client asks of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +78,8 @@ pub(super) enum Heard {
     Nothing,
     /// The [request](Client::request) has changed and has to be sent.
     Challenge,
+    /// The same, but from another port: the server still knows an allocation of this one (RFC 8656 §7.4).
+    Taken,
     /// That is done.
     Done(Step),
 }
@@ -105,6 +109,8 @@ pub(super) struct Client {
     relayed: Option<SocketAddr>,
     bound: Option<SocketAddr>,
     pending: Option<Pending>,
+    /// How often it has tried another port.
+    moves: u32,
 }
 
 /// A request without an answer.
@@ -122,7 +128,18 @@ struct Pending {
 impl Client {
     pub(super) fn new(user: TurnUser, reliable: bool, ipv6: bool) -> Self {
         let (realm, nonce) = (String::new(), String::new());
-        Self { user, reliable, ipv6, realm, nonce, key: None, relayed: None, bound: None, pending: None }
+        Self {
+            user,
+            reliable,
+            ipv6,
+            realm,
+            nonce,
+            key: None,
+            relayed: None,
+            bound: None,
+            pending: None,
+            moves: 0,
+        }
     }
 
     /// Its address at the server, once it has one.
@@ -222,6 +239,11 @@ impl Client {
             self.challenge(realm.realm(), nonce.nonce());
             self.begin(pending.step, pending.challenges + 1, now)?;
             return Ok(Heard::Challenge);
+        }
+        if code == 437 && pending.step == Step::Allocate && self.moves < MOVES {
+            self.moves += 1;
+            self.begin(pending.step, 0, now)?;
+            return Ok(Heard::Taken);
         }
         Err(refusal(pending.step, code, error.reason()))
     }

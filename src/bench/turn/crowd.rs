@@ -260,8 +260,17 @@ impl<'a> Crowd<'a> {
     }
 
     fn open(&mut self, number: usize) -> Result<(), String> {
+        let line = self.new_line(number)?;
+        let reliable = matches!(line, Line::Stream(_));
+        let client = Client::new((self.users)(number), reliable, self.peer_addresses[0].is_ipv6());
+        self.members.push(Member { client, line });
+        Ok(())
+    }
+
+    /// A socket of a client's, on a port that the system chooses.
+    fn new_line(&self, number: usize) -> Result<Line, String> {
         let failed = |error: io::Error| format!("no socket for client {number}: {error}");
-        let line = match &self.server.lane {
+        Ok(match &self.server.lane {
             Lane::Udp => {
                 let any =
                     if self.server.address.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
@@ -286,11 +295,7 @@ impl<'a> Crowd<'a> {
                     framing: Framing::default(),
                 }))
             }
-        };
-        let reliable = matches!(line, Line::Stream(_));
-        let client = Client::new((self.users)(number), reliable, self.peer_addresses[0].is_ipv6());
-        self.members.push(Member { client, line });
-        Ok(())
+        })
     }
 
     /// A client begins something.
@@ -416,17 +421,20 @@ impl<'a> Crowd<'a> {
                 Err(error) => return Err(self.gone(number, &error)),
             };
             let last = slots.len() < SLOTS;
-            let mut challenged = false;
+            let mut next = None;
             for arrived in slots.filter_map(|slot| self.inbox.arrived(slot)) {
                 for datagram in arrived.datagrams() {
                     let client = &mut self.members[number].client;
                     let message = self.inbox.bytes(datagram);
                     self.answered = true;
-                    challenged |= hear_message(client, number, message, &mut self.done, ear)?;
+                    next = hear_message(client, number, message, &mut self.done, ear)?.or(next);
                 }
             }
             self.inbox.clear();
-            if challenged {
+            if next == Some(Next::Move) {
+                self.members[number].line = self.new_line(number)?;
+            }
+            if next.is_some() {
                 self.send_request(number)?;
             }
             if last {
@@ -437,7 +445,7 @@ impl<'a> Crowd<'a> {
     }
 
     fn hear_stream(&mut self, number: usize, ear: &mut impl Ear) -> Result<(), String> {
-        let mut challenged = false;
+        let mut next = None;
         for _ in 0..READS {
             let Member { client, line: Line::Stream(line) } = &mut self.members[number] else { break };
             let Connection { stream, framing } = &mut **line;
@@ -452,7 +460,7 @@ impl<'a> Crowd<'a> {
             loop {
                 match framing.next(&mut bytes, framing::LONGEST) {
                     Ok(Some(message)) => {
-                        challenged |= hear_message(client, number, message, &mut self.done, ear)?
+                        next = hear_message(client, number, message, &mut self.done, ear)?.or(next);
                     }
                     Ok(None) => break,
                     Err(framing::Broken) => {
@@ -461,7 +469,7 @@ impl<'a> Crowd<'a> {
                 }
             }
         }
-        if challenged {
+        if next.is_some() {
             return self.send_request(number);
         }
         // It may be that there is room now, or that TLS has something to say.
@@ -543,26 +551,35 @@ impl<'a> Crowd<'a> {
     }
 }
 
-/// Gives whether the client's request has changed and has to be sent.
+/// What a client has to do after a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// Send its request, which has changed.
+    Send,
+    /// The same, from another port.
+    Move,
+}
+
 fn hear_message(
     client: &mut Client,
     number: usize,
     message: &[u8],
     done: &mut Vec<(usize, Step)>,
     ear: &mut impl Ear,
-) -> Result<bool, String> {
+) -> Result<Option<Next>, String> {
     if let Some((_, payload)) = channel_data::parse(message) {
         ear.at_client(number, payload);
-        return Ok(false);
+        return Ok(None);
     }
-    match client.hear(message, now())? {
-        Heard::Nothing => Ok(false),
-        Heard::Challenge => Ok(true),
+    Ok(match client.hear(message, now())? {
+        Heard::Nothing => None,
+        Heard::Challenge => Some(Next::Send),
+        Heard::Taken => Some(Next::Move),
         Heard::Done(step) => {
             done.push((number, step));
-            Ok(false)
+            None
         }
-    }
+    })
 }
 
 /// A socket on any port.

@@ -89,8 +89,8 @@ pub struct Load {
     pub rate: u64,
     /// Senders give the kernel trains of packets.
     pub trains: bool,
-    /// Packets of different senders alternate one by one.
-    pub alternate: bool,
+    /// Packets that one sender sends in a row; with 1, those of different senders alternate.
+    pub burst: usize,
     pub time: Duration,
     /// Where peers listen.
     pub peer_ip: Option<IpAddr>,

@@ -59,7 +59,7 @@ fn measure(
     phase: u32,
 ) -> Result<Outcome, String> {
     let load = bench.load;
-    let manner = Manner { size: load.size, rate: load.rate, trains: load.trains, alternate: load.alternate };
+    let manner = Manner { size: load.size, rate: load.rate, burst: load.burst };
     let last = if crowd.is_streams() { LAST_OF_STREAMS } else { LAST };
     let mut traffic = Traffic::new(crowd, manner, direction, phase)?;
     traffic.go_on(run.name(), bench.warm_up())?;

@@ -20,11 +20,8 @@ use crate::{
 const TICK: Duration = Duration::from_millis(1);
 /// What could not be sent for so long is not sent any more: a load that had to stop is no reason for a flood.
 const CATCH_UP: Duration = Duration::from_millis(20);
-/// With no rate to keep: packets sent before it is asked what has arrived, and how many of one client's in a row.
-const BURST: usize = 512;
-const ROW: usize = 32;
-/// The same of what the kernel cuts: as many as it takes at once.
-const TRAIN: usize = 64;
+/// With no rate to keep: packets sent before it is asked what has arrived.
+const MANY: usize = 512;
 /// Of so many packets, the latency of one is looked at.
 const SAMPLED: u32 = 16;
 
@@ -44,10 +41,8 @@ pub(super) struct Manner {
     pub(super) size: usize,
     /// Packets a second; 0 is as many as there can be.
     pub(super) rate: u64,
-    /// Trains are given to the kernel.
-    pub(super) trains: bool,
-    /// Packets of different senders alternate.
-    pub(super) alternate: bool,
+    /// Packets that one sends in a row; with 1, those of different senders alternate.
+    pub(super) burst: usize,
 }
 
 /// What arrives.
@@ -160,10 +155,10 @@ impl<'c, 's> Traffic<'c, 's> {
             if now >= until {
                 return Ok(());
             }
-            match self.pace.due(now) {
-                0 => {}
-                due if self.manner.alternate => self.send_alternating(due)?,
-                due => self.send_rows(due)?,
+            match (self.pace.due(now, self.manner.burst), self.manner.burst) {
+                (0, _) => {}
+                (due, 1) => self.send_alternating(due)?,
+                (due, _) => self.send_rows(due)?,
             }
             let wait = if self.manner.rate == 0 { Duration::ZERO } else { TICK };
             self.crowd.hear(wait, &mut self.tally)?;
@@ -185,25 +180,16 @@ impl<'c, 's> Traffic<'c, 's> {
         Ok(())
     }
 
-    /// Each client sends its share in a row.
+    /// One client after the other sends some in a row.
     fn send_rows(&mut self, due: usize) -> Result<(), String> {
-        let count = self.senders.len();
-        let row = if self.manner.trains { TRAIN } else { ROW };
-        let (rows, each, rest) = if self.manner.rate == 0 {
-            (due / row, row, 0)
-        } else {
-            (due.min(count), due / count, due % count)
-        };
         let mut pushed = 0;
-        for index in 0..rows {
-            let sender = (self.next + index) % count;
-            pushed += self.push(sender, each + usize::from(index < rest))?;
+        for _ in 0..due / self.manner.burst {
+            pushed += self.push(self.next, self.manner.burst)?;
+            self.next = (self.next + 1) % self.senders.len();
             if self.crowd.outbox.is_full() {
                 pushed -= self.crowd.flush();
             }
         }
-        // Who has sent one more is not the first of the next round.
-        self.next = (self.next + if rest > 0 { rest } else { rows }) % count;
         pushed -= self.crowd.flush();
         self.offered += pushed;
         Ok(())
@@ -269,16 +255,18 @@ struct Pace {
 }
 
 impl Pace {
-    /// It is taken to be sent.
-    fn due(&mut self, now: Instant) -> usize {
+    /// Whole bursts, which are taken to be sent.
+    fn due(&mut self, now: Instant, burst: usize) -> usize {
         if self.rate == 0 {
-            return BURST;
+            return MANY.next_multiple_of(burst);
         }
-        let by_now = (now - self.since).as_nanos() * u128::from(self.rate) / 1_000_000_000;
-        let due = by_now as u64 - self.sent;
+        // Whole ticks: how often we look, which is when something arrives, must not shape what is sent.
+        let ticks = (now - self.since).as_nanos() / TICK.as_nanos();
+        let by_now = ticks * TICK.as_nanos() * u128::from(self.rate) / 1_000_000_000;
+        let due = (by_now as u64 - self.sent) / burst as u64 * burst as u64;
         self.sent += due;
         let most = u128::from(self.rate) * CATCH_UP.as_nanos() / 1_000_000_000;
-        (due as usize).min(most as usize + 1)
+        (due as usize).min((most as usize + 1).next_multiple_of(burst))
     }
 }
 
@@ -286,19 +274,21 @@ impl Pace {
 mod tests {
     use std::time::Duration;
 
-    use super::{BURST, Pace};
+    use super::{MANY, Pace};
     use crate::bench::now;
 
     #[test]
-    fn a_pace_is_kept_and_not_made_up_for() {
+    fn a_pace_is_kept_in_whole_bursts_and_not_made_up_for() {
         let since = now();
-        let mut pace = Pace { rate: 10_000, since, sent: 0 };
-        let mut sent = 0;
-        for micros in (0..=100_000).step_by(300) {
-            sent += pace.due(since + Duration::from_micros(micros));
+        for (burst, expected) in [(1, 990), (8, 984)] {
+            let mut pace = Pace { rate: 10_000, since, sent: 0 };
+            let mut sent = 0;
+            for micros in (0..100_000).step_by(300) {
+                sent += pace.due(since + Duration::from_micros(micros), burst);
+            }
+            assert_eq!(sent, expected);
+            assert_eq!(pace.due(since + Duration::from_secs(5), burst), 201_usize.next_multiple_of(burst));
         }
-        assert_eq!(sent, 999);
-        assert_eq!(pace.due(since + Duration::from_secs(5)), 201);
-        assert_eq!(Pace { rate: 0, since, sent: 0 }.due(since), BURST);
+        assert_eq!(Pace { rate: 0, since, sent: 0 }.due(since, 1), MANY);
     }
 }

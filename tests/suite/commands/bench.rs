@@ -40,3 +40,63 @@ fn signaling_under_load_loses_nothing_and_is_measured() {
     let (code, _, stderr) = run(&mut halfway(&dir, &load));
     assert_eq!((code, stderr.lines().count()), (1, 1), "{stderr}");
 }
+
+#[test]
+fn a_relay_under_load_is_measured_over_every_transport() {
+    let dir = TempDir::new();
+    let settings =
+        "admin.listen = []\nturn.allow_peers = [\"127.0.0.0/8\"]\nhttp.handshakes_per_second_per_address = 0";
+    dir.write(
+        "h.toml",
+        format!("{settings}\nhttp.connections_per_address = 0\nturn.unauthenticated_per_second = 0"),
+    );
+    let listen = ["--http-listen", "127.0.0.1:0", "--turn-listen", "127.0.0.1:0", "--public-ip", "127.0.0.1"];
+    let served = Served::start(halfway(&dir, &["serve", "--config", "h.toml"]).args(listen));
+    let ready = served.expect("ready");
+    let port = |what: &str| {
+        let at = ready.split(what).nth(1).unwrap().split(' ').next().unwrap();
+        at.rsplit(':').next().unwrap().to_owned()
+    };
+    let pid = served.pid().to_string();
+    let load = |uri: String, more: &[&str]| {
+        let fixed = ["--clients", "4", "--rate", "2000", "--time", "1s", "--pid", &pid, "--json"];
+        let (code, stdout, stderr) = run(halfway(&dir, &["bench", "turn", &uri]).args(fixed).args(more));
+        assert_eq!((code, stderr.as_str()), (0, ""), "{uri}: {stdout}");
+        serde_json::from_str::<Value>(&stdout).unwrap()
+    };
+    let udp = format!("turn:127.0.0.1:{}", port("turn="));
+    let tls = format!("turns:127.0.0.1:{}", port("https="));
+    let tcp = format!("turn:127.0.0.1:{}?transport=tcp", port("https="));
+    for (uri, runs, more) in [
+        (udp.clone(), &["to-peer", "to-client", "pair"][..], &["--gso", "--burst", "16"][..]),
+        (udp.clone(), &["to-peer"], &["--burst", "1"]),
+        (tcp, &["to-client"], &[]),
+        (tls, &["pair"], &[]),
+    ] {
+        let report = load(uri, &[&["--run", &runs.join(",")], more].concat());
+        for of_run in runs.iter().map(|run| &report[run]) {
+            let figure = |name: &str| of_run[name].as_f64().unwrap_or_else(|| panic!("no {name}: {report}"));
+            assert!(figure("deliveredPerSecond") > 500.0 && figure("offeredPerSecond") > 500.0, "{report}");
+            assert!(figure("lossPercent") < 1.0, "{report}");
+            assert!(figure("serverUsPerPacket") > 0.0 && figure("p50Us") > 0.0, "{report}");
+        }
+    }
+    let report = load(udp.clone(), &["--run", "ping"]);
+    assert!(report["ping"]["p99Us"].as_f64() >= report["ping"]["p50Us"].as_f64(), "{report}");
+    assert!(report["ping"]["roundTripsPerSecond"].as_f64() > Some(100.0), "{report}");
+    let report = load(udp.clone(), &["--run", "churn,idle"]);
+    assert!(report["churn"]["cyclesPerSecond"].as_f64() > Some(50.0), "{report}");
+    assert_eq!(report["idle"]["allocations"].as_f64(), Some(4.0), "{report}");
+    assert!(report["idle"]["serverUsPerSetUp"].as_f64() > Some(0.0), "{report}");
+
+    let refused = |arguments: &[&str], word: &str| {
+        let (code, _, stderr) = run(&mut halfway(&dir, &[&["bench", "turn"], arguments].concat()));
+        assert_eq!((code, stderr.lines().count()), (1, 1), "{stderr}");
+        assert!(stderr.contains(word), "{stderr}");
+    };
+    refused(&[&udp, "--user", "nobody", "--password", "secret"], "401");
+    refused(&[&udp, "--peer-ip", "10.1.1.1"], "peer");
+    served.stop();
+    refused(&[&udp], "nobody answers");
+    refused(&["turn:no-such-host.invalid"], "no-such-host.invalid");
+}
