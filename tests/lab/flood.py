@@ -18,7 +18,7 @@ import tempfile
 import time
 
 import stun
-from appliance import HTTPS, Appliance
+from appliance import BINARY, HTTPS, Appliance
 from checks import tell
 from net import PUBLIC, Net
 
@@ -43,7 +43,7 @@ def main():
         for family, network in STRANGERS.items():
             net.public.ip(f"-{family}", "route", "add", "local", network, "dev", "lo")
         with Appliance(net, pathlib.Path(scratch), settings=SETTINGS) as appliance:
-            parts = allocates, handshakes, sloth, nonsense
+            parts = allocates, greed, handshakes, sloth, nonsense
             return tell(itertools.chain.from_iterable(part(net, appliance) for part in parts))
 
 
@@ -63,6 +63,21 @@ def allocates(net, appliance):
     # A stranger cannot make it say more than that.
     yield said <= 5 * took, f"lines logged: {said}"
     yield few_lost(during), beside("the flood", before, during)
+
+
+def greed(net, appliance):
+    """One client sends to its peer as much as one processor can send. Others are relayed beside it."""
+    before = trips(net, 3)
+    command = net.public.command(
+        BINARY, "bench", "turn", f"turn:{TURN[0]}:{TURN[1]}", "--secret", SECRET, "--peer-ip", "127.0.0.1",
+        "--run", "to-peer", "--clients", 1, "--time", "5s", "--json",
+    )  # fmt: skip
+    greedy = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    during = trips(net, 3)
+    figures = json.loads(greedy.communicate(timeout=60)[0])["to-peer"]
+    offered, lost = figures["offeredPerSecond"], figures["lossPercent"]
+    yield offered > 50_000, f"one client offers {offered:.0f} packets a second, and loses {lost:.1f} % of them"
+    yield few_lost(during), beside("it", before, during)
 
 
 def handshakes(net, appliance):

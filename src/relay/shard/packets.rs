@@ -132,7 +132,9 @@ impl Shard {
                 // Before the next message: it may belong to the allocation that was just made or freed.
                 self.apply_effects();
             }
-            demux::Datagram::Unknown => self.server.count_dropped(Dropped::Malformed, 1),
+            demux::Datagram::Unknown => {
+                self.server.count_dropped(Dropped::Malformed, messages.load.packets as u64);
+            }
         }
     }
 
