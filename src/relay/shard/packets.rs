@@ -354,7 +354,8 @@ impl Shard {
     /// So many slots are free; gives whether what the others held had to be sent first.
     pub(super) fn make_room(&mut self, slots: usize) -> bool {
         let is_short = self.arena.free() < slots;
-        if is_short {
+        // Of what came nothing may be left to send: then the same slots do again.
+        if is_short || self.outbox.is_empty() {
             self.clear();
         }
         is_short
