@@ -30,7 +30,8 @@ const FORBIDDEN_IN_CORE: [&str; 20] = [
     "crate::config",
 ];
 /// What else each may not name: signaling knows nothing of TURN, nor TURN of signaling; credentials know neither.
-const FORBIDDEN_BETWEEN: [(&str, &[&str]); 6] = [
+const FORBIDDEN_BETWEEN: [(&str, &[&str]); 7] = [
+    ("udp", &["crate::turn", "crate::relay", "crate::door", "crate::http", "crate::signaling", "tokio"]),
     ("turn", &["crate::signaling"]),
     ("signaling", &["crate::turn"]),
     ("credentials", &["crate::signaling", "crate::turn"]),

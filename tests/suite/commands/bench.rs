@@ -89,6 +89,13 @@ fn a_relay_under_load_is_measured_over_every_transport() {
     assert_eq!(report["idle"]["allocations"].as_f64(), Some(4.0), "{report}");
     assert!(report["idle"]["serverUsPerSetUp"].as_f64() > Some(0.0), "{report}");
 
+    // Nobody can send so many: that is no figure of the server's.
+    let too_much = ["bench", "turn", &udp, "--run", "to-peer", "--rate", "100000000", "--time", "1s", "--json"];
+    let (code, stdout, stderr) = run(&mut halfway(&dir, &too_much));
+    let report: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((code, report["to-peer"]["generatorLimited"].as_f64()), (0, Some(1.0)), "{report}");
+    assert!(stderr.contains("this load was the limit") && stderr.lines().count() == 1, "{stderr}");
+
     let refused = |arguments: &[&str], word: &str| {
         let (code, _, stderr) = run(&mut halfway(&dir, &[&["bench", "turn"], arguments].concat()));
         assert_eq!((code, stderr.lines().count()), (1, 1), "{stderr}");
