@@ -31,7 +31,8 @@ pub struct Way {
     pub socket: u32,
     /// The local address, if the socket has several.
     pub from: Option<IpAddr>,
-    /// In the form that the socket knows: for one of IPv6, [mapped](super::mapped).
+    /// In the form that the socket knows: for one of IPv6, [mapped](super::mapped). Port 0, which nothing can be sent to,
+    /// is where the socket is [connected](Self::connected) to.
     pub to: SocketAddr,
 }
 
@@ -194,11 +195,11 @@ impl Outbox {
     }
 
     fn send_trains(&mut self, socket: &UdpSocket, trains: Range<usize>) -> usize {
-        if let [Train { way: Way { from: None, to, .. }, packets, .. }] = &self.trains[trains.clone()]
+        if let [Train { way: way @ Way { from: None, .. }, packets, .. }] = &self.trains[trains.clone()]
             && let &[vector] =
                 &self.vectors[self.first_vectors[packets.start]..self.first_vectors[packets.end]]
         {
-            return usize::from(!send_plain(socket, *to, vector));
+            return usize::from(!send_plain(socket, way, vector));
         }
         self.address(trains.clone());
         let (mut sent, mut refused) = (0, 0);
@@ -232,7 +233,7 @@ impl Outbox {
         self.names.reserve(trains.len());
         self.controls.reserve(trains.len());
         for train in &self.trains[trains] {
-            let (name, name_length) = Name::of(train.way.to);
+            let (name, name_length) = train.way.name();
             self.names.push(name);
             let mut control = Control::new();
             let mut control_length = 0;
@@ -246,8 +247,10 @@ impl Outbox {
             let vectors = self.first_vectors[train.packets.start]..self.first_vectors[train.packets.end];
             // SAFETY: msghdr is plain data for which all zeroes are valid.
             let mut header: libc::mmsghdr = unsafe { mem::zeroed() };
-            header.msg_hdr.msg_name = ptr::from_mut(self.names.last_mut().expect("just pushed")).cast();
-            header.msg_hdr.msg_namelen = name_length;
+            if name_length > 0 {
+                header.msg_hdr.msg_name = ptr::from_mut(self.names.last_mut().expect("just pushed")).cast();
+                header.msg_hdr.msg_namelen = name_length;
+            }
             header.msg_hdr.msg_iovlen = vectors.len();
             header.msg_hdr.msg_iov = self.vectors[vectors].as_mut_ptr();
             if control_length > 0 {
@@ -302,6 +305,18 @@ impl Outbox {
 }
 
 impl Way {
+    /// To where the socket is connected: the kernel has looked up the route already.
+    #[must_use]
+    pub fn connected(socket: u32) -> Self {
+        Self { socket, from: None, to: SocketAddr::from(([0; 4], 0)) }
+    }
+
+    /// Address and length of the destination, none if the socket has one.
+    fn name(&self) -> (Name, u32) {
+        let (name, length) = Name::of(self.to);
+        (name, if self.to.port() == 0 { 0 } else { length })
+    }
+
     /// Ways through one socket are neighbours. Two that have the same number by chance only make shorter trains.
     fn key(&self) -> u64 {
         let ip = match self.to.ip() {
@@ -338,12 +353,12 @@ impl Train {
 }
 
 /// One datagram that lies in one place: the system call with the least to look at.
-fn send_plain(socket: &UdpSocket, to: SocketAddr, vector: libc::iovec) -> bool {
-    let (name, length) = Name::of(to);
+fn send_plain(socket: &UdpSocket, way: &Way, vector: libc::iovec) -> bool {
+    let (name, length) = way.name();
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: the vector is of bytes that `flush` borrows, the name is on this stack; the kernel only reads them.
     let sent = unsafe {
-        let name = (&raw const name).cast();
+        let name = if length > 0 { (&raw const name).cast() } else { ptr::null() };
         libc::sendto(socket.as_raw_fd(), vector.iov_base, vector.iov_len, flags, name, length)
     };
     sent >= 0
@@ -454,6 +469,23 @@ mod tests {
         assert_eq!(lengths, [700, 700, 700, 33]);
         for datagram in arrived.datagrams() {
             assert!(arena.bytes(datagram).starts_with(b"abc"));
+        }
+    }
+
+    #[test]
+    fn a_connected_socket_needs_no_destination() {
+        for segmentation in [true, false] {
+            let (mut outbox, arena) = (Outbox::new(segmentation), Arena::new(1));
+            let ((sender, _), (peer, at)) = (socket("127.0.0.1:0"), socket("127.0.0.1:0"));
+            sender.connect(at).unwrap();
+            // Also alone, and in one piece.
+            for (count, body) in [(5, 0..100), (1, 0..0)] {
+                (0..count).for_each(|_| outbox.push(&Way::connected(0), b"head", body.clone()));
+                assert_eq!(outbox.flush(&arena, |_| Some(&sender)), 0);
+                assert_eq!(lengths(&peer, count), vec![4 + body.len(); count]);
+            }
+            outbox.push(&Way::connected(0), b"head", 0..0);
+            assert_eq!(outbox.flush(&arena, |_| Some(&peer)), 1, "this one is not");
         }
     }
 

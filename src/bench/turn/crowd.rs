@@ -20,7 +20,7 @@ use crate::{
         channel_data,
         framing::{self, Framing},
     },
-    udp::{Arena, Outbox, coalesce, receive_drops, size_buffers},
+    udp::{Arena, Outbox, Way, coalesce, receive_drops, size_buffers},
 };
 
 /// Clients whose requests are under way at the same time.
@@ -173,10 +173,6 @@ impl<'a> Crowd<'a> {
         self.members.len()
     }
 
-    pub(super) fn server_address(&self) -> SocketAddr {
-        self.server.address
-    }
-
     /// The number of the peer of a client.
     pub(super) fn peer_of(&self, client: usize) -> usize {
         client % self.peers.len()
@@ -190,6 +186,17 @@ impl<'a> Crowd<'a> {
     /// Where a client is at the server.
     pub(super) fn relayed(&self, client: usize) -> Result<SocketAddr, String> {
         self.members[client].client.relayed().ok_or_else(|| format!("client {client} has no relayed address"))
+    }
+
+    /// How a client's peer sends to it. One that has no other client is connected to it: that is the cheaper way.
+    pub(super) fn way_from_peer(&self, client: usize) -> Result<Way, String> {
+        let (peer, to) = (self.peer_of(client), self.relayed(client)?);
+        let socket = FIRST_PEER + peer as u32;
+        let is_its_own = self.len() <= self.peers.len();
+        if is_its_own && self.peers[peer].connect(to).is_ok() {
+            return Ok(Way::connected(socket));
+        }
+        Ok(Way { socket, from: None, to })
     }
 
     /// Opens the clients' sockets and gives each an allocation.

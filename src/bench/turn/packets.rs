@@ -114,7 +114,9 @@ impl Outcome {
         if rate > 0 && kept < FALLS_SHORT {
             return Some(format!("it offered {offered:.0} packets a second where {rate} were asked for"));
         }
-        let own = self.share.own_percent().filter(|own| *own >= BUSY)?;
+        // With no rate to keep it never rests, whatever else runs on its core.
+        let never_rests = |own: &f64| *own >= BUSY || (rate == 0 && self.loss() <= LOSES_NOTHING);
+        let own = self.share.own_percent().filter(never_rests)?;
         match self.share.server_percent() {
             Some(server) => {
                 let why = || {

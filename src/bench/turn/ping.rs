@@ -137,8 +137,11 @@ impl Pings {
                 crowd.write(client, &head, size - Stamp::LENGTH);
                 crowd.flush_stream(client)?;
             } else {
-                let way = Way { socket: client as u32, from: None, to: crowd.server_address() };
-                crowd.outbox.push(&way, &head, Crowd::padding(size - Stamp::LENGTH));
+                crowd.outbox.push(
+                    &Way::connected(client as u32),
+                    &head,
+                    Crowd::padding(size - Stamp::LENGTH),
+                );
             }
         }
         crowd.flush();

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     client,
-    crowd::{Crowd, Ear, FIRST_PEER},
+    crowd::{Crowd, Ear},
     stamp::{Latencies, Stamp},
 };
 use crate::{
@@ -22,6 +22,8 @@ const TICK: Duration = Duration::from_millis(1);
 const CATCH_UP: Duration = Duration::from_millis(20);
 /// With no rate to keep: packets sent before it is asked what has arrived.
 const MANY: usize = 512;
+/// Payloads up to this size are copied whole: the kernel has one piece to look at, not two.
+const COPIED: usize = 256;
 /// Of so many packets, the latency of one is looked at.
 const SAMPLED: u32 = 16;
 
@@ -124,13 +126,8 @@ impl<'c, 's> Traffic<'c, 's> {
         let mut senders = Vec::with_capacity(crowd.len());
         for client in 0..crowd.len() {
             let way = match direction {
-                Direction::FromClients => {
-                    Way { socket: client as u32, from: None, to: crowd.server_address() }
-                }
-                Direction::FromPeers => {
-                    let socket = FIRST_PEER + crowd.peer_of(client) as u32;
-                    Way { socket, from: None, to: crowd.relayed(client)? }
-                }
+                Direction::FromClients => Way::connected(client as u32),
+                Direction::FromPeers => crowd.way_from_peer(client)?,
             };
             senders.push(Sender { way, sent: 0 });
         }
@@ -209,21 +206,23 @@ impl<'c, 's> Traffic<'c, 's> {
     fn push(&mut self, number: usize, count: usize) -> Result<u64, String> {
         let (at, phase, size) = (self.tally.nanos(), self.tally.phase, self.manner.size);
         let Sender { way, sent } = &mut self.senders[number];
-        let mut head = [0; channel_data::HEADER + Stamp::LENGTH];
-        head[..channel_data::HEADER].copy_from_slice(&client::header(size as u16));
+        let mut packet = [0; channel_data::HEADER + COPIED];
+        packet[..channel_data::HEADER].copy_from_slice(&client::header(size as u16));
         let from_client = self.direction == Direction::FromClients;
         let on_stream = from_client && self.crowd.is_streams();
+        let begin = if from_client { 0 } else { channel_data::HEADER };
+        let copied = if size <= COPIED { size } else { Stamp::LENGTH };
         let mut pushed = 0;
         for _ in 0..count {
             let stamp = Stamp { phase, sender: number as u32, number: *sent, at };
             *sent = sent.wrapping_add(1);
-            head[channel_data::HEADER..].copy_from_slice(&stamp.bytes());
+            packet[channel_data::HEADER..][..Stamp::LENGTH].copy_from_slice(&stamp.bytes());
+            let head = &packet[begin..channel_data::HEADER + copied];
             if on_stream {
-                pushed += u64::from(self.crowd.write(number, &head, size - Stamp::LENGTH));
+                pushed += u64::from(self.crowd.write(number, head, size - copied));
                 continue;
             }
-            let head = if from_client { &head[..] } else { &head[channel_data::HEADER..] };
-            self.crowd.outbox.push(way, head, Crowd::padding(size - Stamp::LENGTH));
+            self.crowd.outbox.push(way, head, Crowd::padding(size - copied));
             pushed += 1;
         }
         if on_stream {
