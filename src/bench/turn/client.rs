@@ -240,6 +240,11 @@ impl Client {
             self.begin(pending.step, pending.challenges + 1, now)?;
             return Ok(Heard::Challenge);
         }
+        if code == 437 && pending.step == Step::Release {
+            // There is none any more, or was none yet.
+            (self.relayed, self.bound) = (None, None);
+            return Ok(Heard::Done(Step::Release));
+        }
         if code == 437 && pending.step == Step::Allocate && self.moves < MOVES {
             self.moves += 1;
             self.begin(pending.step, 0, now)?;
@@ -301,4 +306,136 @@ fn refusal(step: Step, code: u16, reason: &str) -> String {
         _ => String::new(),
     };
     format!("the server refuses {method}: {code} {reason}{hint}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use stun_types::{
+        attribute::{ErrorCode, Nonce, Realm, Username},
+        message::{Message, MessageWriteVec},
+        prelude::{MessageWrite, MessageWriteExt},
+    };
+    use turn_types::attribute::{Lifetime, XorRelayedAddress};
+
+    use super::{Client, Due, Heard, REQUESTS, Step};
+    use crate::{bench::now, credentials::turn_rest::TurnUser};
+
+    const RELAYED: &str = "192.0.2.1:50000";
+
+    fn client(reliable: bool) -> (Client, Instant) {
+        let user = TurnUser { username: "u".to_owned(), credential: "p".to_owned() };
+        (Client::new(user, reliable, false), now())
+    }
+
+    /// The server's answer to the client's request: an error with this code, or success.
+    fn answer(client: &Client, error: Option<(u16, &str)>) -> Vec<u8> {
+        let request = Message::from_bytes(client.request()).unwrap();
+        let Some((code, nonce)) = error else {
+            let mut success = Message::builder_success(&request, MessageWriteVec::new());
+            let relayed = XorRelayedAddress::new(RELAYED.parse().unwrap(), request.transaction_id());
+            success.add_attribute(&relayed).unwrap();
+            return success.finish();
+        };
+        let mut refusal = Message::builder_error(&request, MessageWriteVec::new());
+        refusal.add_attribute(&ErrorCode::builder(code).reason("Go\x1b Away").build().unwrap()).unwrap();
+        refusal.add_attribute(&Realm::new("r").unwrap()).unwrap();
+        refusal.add_attribute(&Nonce::new(nonce).unwrap()).unwrap();
+        refusal.finish()
+    }
+
+    fn nonce(request: &[u8]) -> Option<String> {
+        let request = Message::from_bytes(request).unwrap();
+        assert_eq!(request.attribute::<Username>().is_ok(), request.attribute::<Nonce>().is_ok());
+        Some(request.attribute::<Nonce>().ok()?.nonce().to_owned())
+    }
+
+    #[test]
+    fn it_learns_realm_and_nonce_allocates_binds_refreshes_and_releases() {
+        let (mut client, now) = client(false);
+        client.ask(Step::Allocate, now).unwrap();
+        assert_eq!(nonce(client.request()), None);
+        let challenge = answer(&client, Some((401, "first")));
+        assert_eq!(client.hear(&challenge, now), Ok(Heard::Challenge));
+        assert_eq!(nonce(client.request()).unwrap(), "first");
+        assert_eq!(client.hear(&challenge, now), Ok(Heard::Nothing), "its request is another one by now");
+        assert_eq!(client.hear(&answer(&client, None), now), Ok(Heard::Done(Step::Allocate)));
+        assert_eq!(client.relayed(), RELAYED.parse().ok());
+
+        let bind = Step::Bind("192.0.2.2:7".parse().unwrap());
+        for step in [bind, Step::Refresh, bind, Step::Release] {
+            client.ask(step, now).unwrap();
+            assert!(client.is_busy());
+            assert_eq!(client.hear(&answer(&client, None), now), Ok(Heard::Done(step)));
+            assert!(!client.is_busy());
+        }
+        assert_eq!((client.relayed(), client.bound()), (None, None));
+    }
+
+    #[test]
+    fn a_stale_nonce_is_replaced_but_not_for_ever() {
+        let (mut client, now) = client(true);
+        client.ask(Step::Allocate, now).unwrap();
+        for (code, next) in [(401, "a"), (438, "b"), (438, "c"), (438, "d")] {
+            let stale = answer(&client, Some((code, next)));
+            assert_eq!(client.hear(&stale, now), Ok(Heard::Challenge));
+            assert_eq!(nonce(client.request()).unwrap(), next);
+        }
+        let stale = answer(&client, Some((438, "e")));
+        assert!(client.hear(&stale, now).unwrap_err().contains("438"));
+    }
+
+    #[test]
+    fn a_refusal_is_one_line_that_says_what_to_do() {
+        for (step, code, hint) in [
+            (Step::Allocate, 401, "--password"),
+            (Step::Allocate, 486, "turn.allocations_per_agent"),
+            (Step::Allocate, 508, "turn.relay_ports"),
+            (Step::Bind("10.0.0.1:7".parse().unwrap()), 403, "turn.allow_peers"),
+        ] {
+            let (mut client, now) = client(false);
+            client.challenge("r", "n");
+            client.ask(step, now).unwrap();
+            let refused = client.hear(&answer(&client, Some((code, "n"))), now).unwrap_err();
+            assert!(refused.contains(&code.to_string()) && refused.contains(hint), "{refused}");
+            assert!(!refused.contains(char::is_control), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn requests_are_sent_again_over_udp_alone_and_not_for_ever() {
+        let (mut datagrams, start) = client(false);
+        datagrams.ask(Step::Refresh, start).unwrap();
+        let request = datagrams.request().to_vec();
+        let at = |millis| start + Duration::from_millis(millis);
+        assert_eq!(datagrams.due(at(499)), Due::Nothing);
+        // RFC 8489 §6.2.1
+        for millis in [500, 1_500, 3_500, 7_500, 15_500, 31_500] {
+            assert_eq!(datagrams.due(at(millis)), Due::Again, "{millis}");
+            assert_eq!(datagrams.due(at(millis)), Due::Nothing);
+            assert_eq!(datagrams.request(), request);
+        }
+        assert_eq!(datagrams.due(at(39_499)), Due::Nothing);
+        assert_eq!(datagrams.due(at(39_500)), Due::Silence(Step::Refresh));
+        assert!(!datagrams.is_busy() && REQUESTS == 7);
+
+        let (mut stream, start) = client(true);
+        stream.ask(Step::Refresh, start).unwrap();
+        assert_eq!(stream.due(start + Duration::from_secs(39)), Due::Nothing);
+        assert_eq!(stream.due(start + Duration::from_secs(40)), Due::Silence(Step::Refresh));
+    }
+
+    #[test]
+    fn what_was_asked_for_is_what_is_sent() {
+        let (mut client, now) = client(false);
+        for (step, seconds) in [(Step::Refresh, Some(600)), (Step::Release, Some(0)), (Step::Allocate, None)]
+        {
+            client.ask(step, now).unwrap();
+            let request = Message::from_bytes(client.request()).unwrap();
+            assert_eq!(request.method(), step.method());
+            let lifetime = request.attribute::<Lifetime>().ok();
+            assert_eq!(lifetime.map(|lifetime| lifetime.seconds()), seconds);
+        }
+    }
 }

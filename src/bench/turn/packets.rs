@@ -114,22 +114,21 @@ impl Outcome {
         if rate > 0 && kept < FALLS_SHORT {
             return Some(format!("it offered {offered:.0} packets a second where {rate} were asked for"));
         }
-        // With no rate to keep it never rests, whatever else runs on its core.
-        let never_rests = |own: &f64| *own >= BUSY || (rate == 0 && self.loss() <= LOSES_NOTHING);
-        let own = self.share.own_percent().filter(never_rests)?;
+        let own = self.share.own_percent()?;
+        // With no rate to keep it never rests, also if others have some of its core: who loses nothing is not the limit.
+        let loses = self.loss() > LOSES_NOTHING;
+        if own < BUSY && (rate > 0 || loses) {
+            return None;
+        }
         match self.share.server_percent() {
-            Some(server) => {
-                let why = || {
-                    format!("its thread was busy ({own:.0} % of a core), the server was not ({server:.0} %)")
-                };
-                (server <= NOT_BUSY).then(why)
-            }
-            // Who loses something has enough to do.
-            None => {
-                let why =
-                    || format!("its thread was busy ({own:.0} % of a core), and the server lost nothing");
-                (self.loss() <= LOSES_NOTHING).then(why)
-            }
+            Some(server) => (server <= NOT_BUSY).then(|| {
+                format!(
+                    "it sent what it could ({own:.0} % of a core), the server was not busy ({server:.0} %)"
+                )
+            }),
+            None => (!loses).then(|| {
+                format!("it sent what it could ({own:.0} % of a core), and the server lost nothing")
+            }),
         }
     }
 }
