@@ -1,8 +1,23 @@
 //! `halfway bench`, against a `halfway serve`.
 
+use std::{
+    net::{SocketAddr, UdpSocket},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::SeqCst},
+    },
+    thread,
+    time::Duration,
+};
+
+use halfway::{
+    bench::turn::{self, Credentials, Load, Run},
+    credentials::turn_rest::TurnSecrets,
+};
 use serde_json::Value;
 
 use super::{TempDir, first_start::Served, halfway, run};
+use crate::loopback::{self, SECRET};
 
 const SETTINGS: &str =
     "admin.listen = []\nhttp.handshakes_per_second_per_address = 0\nsignaling.messages_per_second = 0";
@@ -106,4 +121,67 @@ fn a_relay_under_load_is_measured_over_every_transport() {
     served.stop();
     refused(&[&udp], "nobody answers");
     refused(&["turn:no-such-host.invalid"], "no-such-host.invalid");
+}
+
+/// Between one client at a time and a server: counts the client's Refresh and ChannelBind requests.
+struct Wiretap {
+    at: SocketAddr,
+    refreshes: Arc<AtomicU32>,
+    binds: Arc<AtomicU32>,
+}
+
+impl Wiretap {
+    fn new(server: SocketAddr) -> Self {
+        let [inside, outside] = [0; 2].map(|port| Arc::new(UdpSocket::bind(("127.0.0.1", port)).unwrap()));
+        outside.connect(server).unwrap();
+        let tap = Self { at: inside.local_addr().unwrap(), refreshes: Arc::default(), binds: Arc::default() };
+        let client = Arc::new(std::sync::Mutex::new(None));
+        let (refreshes, binds) = (Arc::clone(&tap.refreshes), Arc::clone(&tap.binds));
+        let (from, to, known) = (Arc::clone(&inside), Arc::clone(&outside), Arc::clone(&client));
+        thread::spawn(move || {
+            let mut buffer = [0; 2_048];
+            while let Ok((length, who)) = from.recv_from(&mut buffer) {
+                *known.lock().unwrap() = Some(who);
+                refreshes.fetch_add(u32::from(buffer.starts_with(&[0, 4])), SeqCst);
+                binds.fetch_add(u32::from(buffer.starts_with(&[0, 9])), SeqCst);
+                to.send(&buffer[..length]).ok();
+            }
+        });
+        thread::spawn(move || {
+            let mut buffer = [0; 2_048];
+            while let Ok(length) = outside.recv(&mut buffer) {
+                let client = *client.lock().unwrap();
+                inside.send_to(&buffer[..length], client.unwrap()).unwrap();
+            }
+        });
+        tap
+    }
+}
+
+#[test]
+fn allocations_and_channels_are_refreshed_while_a_load_lasts() {
+    let relay = loopback::relay("127.0.0.1:0", 1, 20_000..=20_999);
+    for run in [Run::ToPeer, Run::Ping, Run::Idle] {
+        let tap = Wiretap::new(relay.listening()[0]);
+        let load = Load {
+            uri: format!("turn:{}", tap.at).parse().unwrap(),
+            runs: vec![run],
+            credentials: Credentials::Secret(TurnSecrets::new(&[SECRET]).unwrap()),
+            clients: 1,
+            size: 100,
+            rate: 1_000,
+            trains: false,
+            burst: 1,
+            time: Duration::from_secs(1),
+            peer_ip: None,
+            pid: None,
+            ca: "".into(),
+            refresh: Duration::from_millis(200),
+        };
+        let report = turn::run(&load).unwrap().json();
+        assert_ne!(report["to-peer"]["deliveredPerSecond"], 0.0, "{report}");
+        // One binds, and one releases, anyhow.
+        let (refreshes, binds) = (tap.refreshes.load(SeqCst), tap.binds.load(SeqCst));
+        assert!((5..20).contains(&refreshes) && (5..20).contains(&binds), "{run:?}: {refreshes} {binds}");
+    }
 }
