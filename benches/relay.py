@@ -220,21 +220,26 @@ def told(row, figures):
 
 def loss(options):
     """Where coturn starts to lose 5 %, and what we lose there, three times."""
-    outcomes = []
+    lines = []
     for name, start in list(starters(options.coturn))[1:]:
         for rate in itertools.count(60_000, 20_000):
             with start() as server:
-                figures = load(server, "--run", "to-peer", "--rate", rate, "--time", options.time)["to-peer"]
-            if figures["lossPercent"] >= 5 or figures["generatorLimited"]:
+                theirs = load(server, "--run", "to-peer", "--rate", rate, "--time", options.time)["to-peer"]
+            if theirs["lossPercent"] >= 5 or theirs["generatorLimited"]:
                 break
-        lost = []
-        for _ in range(3):
-            with halfway() as server:
-                ours = load(server, "--run", "to-peer", "--rate", rate, "--time", options.time)["to-peer"]
-            lost.append(ours["lossPercent"])
-        outcomes.append((name, rate, figures["lossPercent"], lost))
-        print(f"{name}: {rate}/s, of which it loses {figures['lossPercent']:.2f} %; ours: {lost}", flush=True)
-    return outcomes
+        ours = [lost(rate, options) for _ in range(3)]
+        limited = " (the load was the limit)" if theirs["generatorLimited"] else ""
+        lines.append(
+            f"- {name} loses {theirs['lossPercent']:.1f} % of {rate:,} packets a second{limited}; "
+            f"ours, three times: {', '.join(f'{percent:.2f} %' for percent in ours)}."
+        )
+        print(lines[-1], flush=True)
+    return "\n".join(lines)
+
+
+def lost(rate, options):
+    with halfway() as server:
+        return load(server, "--run", "to-peer", "--rate", rate, "--time", options.time)["to-peer"]["lossPercent"]
 
 
 def scale(options):
@@ -246,14 +251,13 @@ def scale(options):
         with halfway() as server:
             what = ["--run", "to-peer", "--clients", clients, "--rate", RATE, "--time", options.time]
             packets = load(server, *what)["to-peer"]
-        lines.append(
-            f"| {clients} | {idle['serverUsPerSetUp']:.0f} | {idle['residentKibEach']:.2f} | {packets['serverUsPerPacket']:.2f} |"
-        )
+        costs = f"{idle['serverUsPerSetUp']:.0f} | {idle['residentKibEach']:.2f} | {packets['serverUsPerPacket']:.2f}"
+        lines.append(f"| {clients:,} | {costs} |")
         print(lines[-1], flush=True)
     for shards in (1, 2):
         with halfway(shards) as server:
             figures = load(server, "--run", "to-peer", "--rate", RATE, "--time", options.time)["to-peer"]
-        lines.append(f"\n{shards} shard(s): {figures['serverUsPerPacket']:.2f} µs a packet at {RATE:,}/s.")
+        lines.append(f"\n{shards} shard{'s' * (shards > 1)}: {figures['serverUsPerPacket']:.2f} µs a packet at {RATE:,} a second.")
         print(lines[-1], flush=True)
     return "\n".join(lines)
 
@@ -297,20 +301,19 @@ def cell(row, value, figures):
     return f"{marks}{text} {row.unit}" + (f" ({lost:.1f} % lost)" if lost > 0.01 and not row.more else "")
 
 
-def write(kept, options):
+def write(part, text, options):
+    """Between the two marks of that part of the page."""
     machine = re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())[1]
-    versions = [run("turnserver", "--version").strip()]
-    if options.coturn:
-        versions.append(run(options.coturn, "--version").strip())
+    versions = [run(path, "--version").strip() for path in ("turnserver", options.coturn) if path]
     about = (
         f"{datetime.date.today()}, {machine}, {os.cpu_count()} cores, Linux {platform.release()}; coturn {' and '.join(versions)}; "
-        f"medians of {options.rounds}, {options.time} each. `python3 benches/relay.py --write`"
+        f"medians of {options.rounds} rounds, {options.time} each."
     )
     page = PAGE.read_text()
-    start, end = "<!-- table -->", "<!-- end of table -->"
+    start, end = f"<!-- {part} -->", f"<!-- end of {part} -->"
     before, rest = page.split(start)
     _, after = rest.split(end)
-    PAGE.write_text(f"{before}{start}\n{about}\n\n{table(kept)}\n{end}{after}")
+    PAGE.write_text(f"{before}{start}\n{about}\n\n{text}\n{end}{after}")
 
 
 def main():
@@ -325,13 +328,13 @@ def main():
     wanted = {row.name: row for row in rows() if any(word in row.name for word in words)}
     started = time.monotonic()
     kept = measure(options, wanted)
-    if "" in words or "loss" in words:
-        loss(options)
-    if "" in words or "scale" in words:
-        scale(options)
+    texts = {"table": lambda: table(kept), "loss": lambda: loss(options), "scale": lambda: scale(options)}
+    for part, text in texts.items():
+        if part == "table" or "" in words or part in words:
+            written = text()
+            if options.write:
+                write(part, written, options)
     print(f"\n{table(kept)}\n\nin {time.monotonic() - started:.0f} s")
-    if options.write:
-        write(kept, options)
 
 
 if __name__ == "__main__":

@@ -105,7 +105,8 @@ fn a_relay_under_load_is_measured_over_every_transport() {
     assert!(report["idle"]["serverUsPerSetUp"].as_f64() > Some(0.0), "{report}");
 
     // Nobody can send so many: that is no figure of the server's.
-    let too_much = ["bench", "turn", &udp, "--run", "to-peer", "--rate", "100000000", "--time", "1s", "--json"];
+    let too_much =
+        ["bench", "turn", &udp, "--run", "to-peer", "--rate", "100000000", "--time", "1s", "--json"];
     let (code, stdout, stderr) = run(&mut halfway(&dir, &too_much));
     let report: Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!((code, report["to-peer"]["generatorLimited"].as_f64()), (0, Some(1.0)), "{report}");
