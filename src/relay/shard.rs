@@ -206,11 +206,11 @@ impl Shard {
                 }
             }
             self.take_in(&inbox.arrivals);
-            self.send_all();
             self.server.handle_timeout(now);
             let obeyed = self.obey(now, inbox);
             self.close_overdue_streams(now);
             self.apply_effects();
+            self.send_all();
             self.flush_streams(now);
             if obeyed == Obeyed::Stop {
                 return Ok(());
