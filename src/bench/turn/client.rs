@@ -109,8 +109,10 @@ pub(super) struct Client {
     relayed: Option<SocketAddr>,
     bound: Option<SocketAddr>,
     pending: Option<Pending>,
-    /// How often it has tried another port.
+    /// How often it has tried another port, for one allocation.
     moves: u32,
+    /// It has had an allocation before.
+    released: bool,
 }
 
 /// A request without an answer.
@@ -139,12 +141,18 @@ impl Client {
             bound: None,
             pending: None,
             moves: 0,
+            released: false,
         }
     }
 
     /// Its address at the server, once it has one.
     pub(super) fn relayed(&self) -> Option<SocketAddr> {
         self.relayed
+    }
+
+    /// Whether it has released an allocation.
+    pub(super) fn has_released(&self) -> bool {
+        self.released
     }
 
     /// Begins something, in place of what it had not done yet. Its [request](Self::request) has to be sent.
@@ -219,8 +227,9 @@ impl Client {
                 let relayed =
                     relayed.map_err(|_| "the server's answer to Allocate has no relayed address")?;
                 self.relayed = Some(relayed.addr(message.transaction_id()));
+                self.moves = 0;
             }
-            Step::Release => (self.relayed, self.bound) = (None, None),
+            Step::Release => self.forget(),
             Step::Bind(peer) => self.bound = Some(peer),
             Step::Refresh => {}
         }
@@ -242,7 +251,7 @@ impl Client {
         }
         if code == 437 && pending.step == Step::Release {
             // There is none any more, or was none yet.
-            (self.relayed, self.bound) = (None, None);
+            self.forget();
             return Ok(Heard::Done(Step::Release));
         }
         if code == 437 && pending.step == Step::Allocate && self.moves < MOVES {
@@ -251,6 +260,10 @@ impl Client {
             return Ok(Heard::Taken);
         }
         Err(refusal(pending.step, code, error.reason()))
+    }
+
+    fn forget(&mut self) {
+        (self.relayed, self.bound, self.released) = (None, None, true);
     }
 
     fn challenge(&mut self, realm: &str, nonce: &str) {

@@ -107,6 +107,9 @@ pub(super) struct Crowd<'a> {
     /// What clients were told is done, since it was asked last.
     done: Vec<(usize, Step)>,
     answered: bool,
+    /// The server goes on knowing a port of which the allocation was released (coturn does, for a while): the next
+    /// allocation is from another one, as those of other clients would be.
+    remembers: bool,
     looked: Instant,
     /// How often each allocation and channel is refreshed.
     refresh: Duration,
@@ -150,6 +153,7 @@ impl<'a> Crowd<'a> {
             piece: vec![0; PIECE],
             done: Vec::with_capacity(WAVE),
             answered: false,
+            remembers: false,
             looked: now(),
             refresh: wish.refresh,
             refreshing: (0, now() + wish.refresh / 2),
@@ -307,6 +311,9 @@ impl<'a> Crowd<'a> {
 
     /// A client begins something.
     pub(super) fn ask(&mut self, number: usize, step: Step) -> Result<(), String> {
+        if step == Step::Allocate && self.remembers && self.members[number].client.has_released() {
+            self.members[number].line = self.new_line(number)?;
+        }
         self.members[number].client.ask(step, now())?;
         self.send_request(number)
     }
@@ -438,17 +445,22 @@ impl<'a> Crowd<'a> {
                 }
             }
             self.inbox.clear();
-            if next == Some(Next::Move) {
-                self.members[number].line = self.new_line(number)?;
-            }
-            if next.is_some() {
-                self.send_request(number)?;
+            if let Some(next) = next {
+                self.go_on(number, next)?;
             }
             if last {
                 break;
             }
         }
         Ok(())
+    }
+
+    fn go_on(&mut self, number: usize, next: Next) -> Result<(), String> {
+        if next == Next::Move {
+            self.members[number].line = self.new_line(number)?;
+            self.remembers |= self.members[number].client.has_released();
+        }
+        self.send_request(number)
     }
 
     fn hear_stream(&mut self, number: usize, ear: &mut impl Ear) -> Result<(), String> {
@@ -476,8 +488,8 @@ impl<'a> Crowd<'a> {
                 }
             }
         }
-        if next.is_some() {
-            return self.send_request(number);
+        if let Some(next) = next {
+            return self.go_on(number, next);
         }
         // It may be that there is room now, or that TLS has something to say.
         self.flush_stream(number)
