@@ -81,10 +81,9 @@ async fn run(config: &Config) -> Result<(), String> {
     let mut streams = bind(&config.turn.tls_listen, "TURN over TLS", "turn.tls_listen")?;
     let (https_at, admin_at, tls_at) = (addresses(&public), addresses(&admin), addresses(&streams));
     let policy = policy(config, &host, &relays, [&https_at[..], &admin_at, &tls_at].concat());
-    let relay = Arc::new(Relay::start(relay_config(config, &keys, policy))?);
-    // An HTTPS port serves relay clients as well.
-    let others: Vec<_> = relay.listening().iter().copied().filter(|at| !https_at.contains(at)).collect();
-    streams.extend(bind(&others, "TURN over TCP", "--turn-listen")?);
+    let (relay, over_tcp) = start_relay(&relay_config(config, &keys, policy), &https_at)?;
+    let relay = Arc::new(relay);
+    streams.extend(over_tcp);
     // What is really served, and so what ICE lists may name.
     let turns = keys.self_signed.is_none().then(|| https_at[0].port());
     let offer = IceOffer::new(config, &relays, relay.listening().iter().map(SocketAddr::port), turns);
@@ -232,6 +231,25 @@ fn quick_start(config: &Config, keys: &Keys, offer: &IceOffer, https: SocketAddr
         self_signed: keys.self_signed.as_deref(),
     };
     start.print_on_terminal();
+}
+
+/// Where the kernel chooses the port, the one that is free for UDP may be taken for TCP: then another is asked for.
+const TRIES: usize = 8;
+
+/// The relay, and its listeners on TCP at the same addresses; an HTTPS port serves relay clients as well.
+fn start_relay(config: &RelayConfig, https_at: &[SocketAddr]) -> Result<(Relay, Vec<TcpListener>), String> {
+    let is_chosen = config.listen.iter().any(|at| at.port() == 0);
+    let mut tries = if is_chosen { TRIES } else { 1 };
+    loop {
+        let relay = Relay::start(config.clone())?;
+        let others: Vec<_> = relay.listening().iter().copied().filter(|at| !https_at.contains(at)).collect();
+        tries -= 1;
+        match bind(&others, "TURN over TCP", "--turn-listen") {
+            Ok(listeners) => return Ok((relay, listeners)),
+            Err(error) if tries == 0 => return Err(error),
+            Err(_) => {}
+        }
+    }
 }
 
 fn bind(listen: &[SocketAddr], what: &str, setting: &str) -> Result<Vec<TcpListener>, String> {

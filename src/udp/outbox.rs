@@ -68,9 +68,9 @@ struct Run {
 /// One datagram: what was copied, what lies in the arena, zeroes.
 struct Packet {
     copied: u32,
-    copied_length: u16,
+    copied_length: u32,
     body: u32,
-    body_length: u16,
+    body_length: u32,
     padding: u8,
 }
 
@@ -87,7 +87,7 @@ struct Train {
 
 impl Packet {
     fn length(&self) -> usize {
-        usize::from(self.copied_length) + usize::from(self.body_length) + usize::from(self.padding)
+        self.copied_length as usize + self.body_length as usize + usize::from(self.padding)
     }
 }
 
@@ -111,9 +111,9 @@ impl Outbox {
         }
         self.packets.push(Packet {
             copied: self.copied.len() as u32,
-            copied_length: head.len() as u16,
+            copied_length: head.len() as u32,
             body: body.start as u32,
-            body_length: body.len() as u16,
+            body_length: body.len() as u32,
             padding,
         });
         self.copied.extend_from_slice(head);
@@ -372,11 +372,11 @@ fn push_vectors(vectors: &mut Vec<libc::iovec>, packet: &Packet, copied: &[u8], 
         vectors.push(libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() });
     };
     if packet.copied_length > 0 {
-        push(&copied[packet.copied as usize..][..usize::from(packet.copied_length)]);
+        push(&copied[packet.copied as usize..][..packet.copied_length as usize]);
     }
     if packet.body_length > 0 {
         let body = packet.body as usize;
-        push(arena.bytes(body..body + usize::from(packet.body_length)));
+        push(arena.bytes(body..body + packet.body_length as usize));
     }
     if packet.padding > 0 {
         push(&ZEROES[..usize::from(packet.padding)]);
@@ -531,7 +531,9 @@ mod tests {
             outbox.push(&to(at), b"x", 0..10);
             outbox.push(&Way { socket: 7, ..to(at) }, b"x", 0..10);
         }
-        assert_eq!(outbox.flush(&arena, |number| (number == 0).then_some(&sender)), 6);
+        // Longer than a datagram may be.
+        outbox.push(&to(at), b"head", 0..65_535);
+        assert_eq!(outbox.flush(&arena, |number| (number == 0).then_some(&sender)), 7);
         assert_eq!(lengths(&peer, 3), [11; 3]);
     }
 }

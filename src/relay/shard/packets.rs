@@ -156,8 +156,9 @@ impl Shard {
 impl Shard {
     pub(super) fn read_relay(&mut self, now: Now, relay: RelayPort) {
         if self.make_room(RELAY_READ) {
-            // All clients share the listeners: they are not to wait for many peers.
-            (0..self.listeners.len()).for_each(|index| self.read_listener(now, index, SLOTS - RELAY_READ));
+            // All clients share the listeners: they are not to wait for many peers, nor peers for many clients.
+            let each = ((SLOTS - RELAY_READ) / self.listeners.len()).max(1);
+            (0..self.listeners.len()).for_each(|index| self.read_listener(now, index, each));
         }
         // Closed by an earlier event of the same batch.
         let Some(socket) = self.sockets.get(relay) else { return };
