@@ -315,7 +315,7 @@ fn refusal(step: Step, code: u16, reason: &str) -> String {
         (486, _) => ": a quota is reached: lift it (here turn.allocations_per_agent or turn.allocations_total), or with \
                      --secret let each client have a user of its own"
             .to_owned(),
-        (508, _) => ": it has no ports left to relay from (here turn.relay_ports)".to_owned(),
+        (508, _) => ": it has no ports left to relay from (here turn.relay_ports), or no descriptors for them (LimitNOFILE)".to_owned(),
         _ => String::new(),
     };
     format!("the server refuses {method}: {code} {reason}{hint}")

@@ -76,7 +76,9 @@ fn a_relay_under_load_is_measured_over_every_transport() {
     let load = |uri: String, more: &[&str]| {
         let fixed = ["--clients", "4", "--rate", "2000", "--time", "1s", "--pid", &pid, "--json"];
         let (code, stdout, stderr) = run(halfway(&dir, &["bench", "turn", &uri]).args(fixed).args(more));
-        assert_eq!((code, stderr.as_str()), (0, ""), "{uri}: {stdout}");
+        // A machine with much else to do may keep the load from its rate, which it then says, and nothing more.
+        let is_warning = |line: &str| line.contains("this load was the limit");
+        assert!(code == 0 && stderr.lines().all(is_warning), "{uri}: {stderr}{stdout}");
         serde_json::from_str::<Value>(&stdout).unwrap()
     };
     let udp = format!("turn:127.0.0.1:{}", port("turn="));
