@@ -197,3 +197,67 @@ fn what_a_flood_pushes_out_of_the_buffer_is_counted() {
     }
     assert_eq!(read, sent, "read, or lost for want of room");
 }
+
+/// A sequence that looks random and is the same in each run.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % end
+    }
+}
+
+#[test]
+fn any_mixture_comes_apart_as_if_each_packet_had_come_alone() {
+    let relay = loopback::relay("127.0.0.1:0", 1, 30_000..=38_999);
+    let mut alice = Party::new(&relay);
+    let peers = [socket(), socket()];
+    let channels = [0x4000, 0x4001];
+    for (channel, peer) in channels.into_iter().zip(&peers) {
+        alice.bind(channel, peer.local_addr().unwrap());
+    }
+    let mut dice = Dice(7);
+    let (mut relayed, mut dropped) = (0, 0);
+    for _ in 0..300 {
+        // Few lengths, so that there are neighbours alike.
+        let lengths = [2, 2 + dice.below(900), 200];
+        let mut messages = Vec::new();
+        let mut expected = [Vec::new(), Vec::new()];
+        for number in 0..1 + dice.below(90) {
+            let payload = payload(number, lengths[dice.below(3)]);
+            messages.push(match dice.below(20) {
+                0 => channel_data(0x4002, &payload),
+                1 => [&[0x40, 0, 0xff, 0xff][..], &payload].concat(),
+                2 => [&[0x80][..], &payload].concat(),
+                3 => [&channel_data(0x4000, &payload)[..], &[0; 3]].concat(),
+                _ => channel_data(channels[dice.below(2)], &payload),
+            });
+            let message = messages.last().unwrap();
+            match message[..2] {
+                [0x40, channel @ (0 | 1)] if message[2..4] != [0xff, 0xff] => {
+                    expected[usize::from(channel)].push(payload);
+                }
+                _ => dropped += 1,
+            }
+        }
+        send_in_trains(&alice.socket, relay.listening()[0], &messages);
+        for (peer, expected) in peers.iter().zip(&expected) {
+            assert_hears(peer, expected);
+            relayed += expected.len() as u64;
+            // And back.
+            send_in_trains(peer, alice.relayed, expected);
+        }
+        let mut heard = [Vec::new(), Vec::new()];
+        let mut buffer = [0; 2_048];
+        for _ in 0..expected.concat().len() {
+            let length = alice.socket.recv(&mut buffer).unwrap();
+            assert_eq!(usize::from(u16::from_be_bytes([buffer[2], buffer[3]])), length - 4);
+            heard[usize::from(buffer[1])].push(buffer[4..length].to_vec());
+        }
+        assert_eq!(heard, expected);
+    }
+    let counters = relay.counters();
+    assert_eq!((counters.to_peers.packets, counters.to_clients.packets), (relayed, relayed));
+    assert_eq!(counters.drops.iter().sum::<u64>(), dropped);
+}
