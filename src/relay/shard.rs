@@ -139,6 +139,8 @@ const RELAY_READ: usize = 32;
 /// one train. With fewer, nobody waits; with many, they are trains already.
 const BUSY: usize = 4;
 const REST: Duration = Duration::from_micros(200);
+/// A parcel that another shard was too busy to take is offered again after that.
+const AGAIN: Duration = Duration::from_millis(1);
 /// The streams are looked at that often, while there are any.
 const LOOK: Duration = Duration::from_secs(5);
 /// How often in a row a stream is read: then it is the others' turn.
@@ -223,7 +225,8 @@ impl Shard {
 
     fn next_deadline(&self) -> Option<Instant> {
         let look = (!self.streams.is_empty()).then_some(self.look);
-        self.server.poll_timeout().into_iter().chain(look).min()
+        let again = self.holds_parcels().then(|| clock::now().mono + AGAIN);
+        self.server.poll_timeout().into_iter().chain(look).chain(again).min()
     }
 
     fn obey(&mut self, now: Now, inbox: &Inbox) -> Obeyed {

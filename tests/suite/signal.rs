@@ -194,13 +194,14 @@ async fn a_poll_waits_for_what_comes() {
 async fn a_session_moves_between_all_three_and_loses_nothing() {
     let host = host("").await;
     let (mut alice, _) = host.join(&token("alice"), json!({})).await;
-    let (bob, welcome) = host.join(&token("bob"), json!({})).await;
+    let (mut bob, welcome) = host.join(&token("bob"), json!({})).await;
     alice.hear().await;
     let session = welcome["session"].as_str().unwrap().to_owned();
     for payload in 1..=3 {
         let said = alice.ask(json!({"type": "message", "to": "bob", "payload": payload})).await;
         assert_eq!(said["type"], "delivered");
     }
+    assert_eq!(bob.hear().await["payload"], 1);
     // From a socket that breaks, to polls.
     drop(bob);
     let resume = json!({"type": "hello", "resume": {"session": session, "after": 1}});

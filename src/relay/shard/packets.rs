@@ -277,25 +277,34 @@ impl Shard {
     /// Payloads for a relayed address of another shard.
     fn cross(&mut self, shard: usize, from: RelayPort, to: RelayPort, payloads: Payloads) {
         for payload in payloads.each() {
-            if !self.parcels[shard].takes(payload.len()) {
-                self.dispatch(shard);
+            if self.parcels[shard].takes(payload.len()) || self.dispatch(shard) {
+                self.parcels[shard].push(from, to, self.arena.bytes(payload));
+            } else {
+                self.server.count_dropped(Dropped::Unsendable, 1);
             }
-            self.parcels[shard].push(from, to, self.arena.bytes(payload));
         }
     }
 
-    fn dispatch(&mut self, shard: usize) {
+    /// Gives whether the other shard took the parcel: if not, it stays, to be filled further.
+    fn dispatch(&mut self, shard: usize) -> bool {
         let empty = self.spare.pop().unwrap_or_else(|| Parcel::new(self.index));
         let parcel = mem::replace(&mut self.parcels[shard], empty);
         let mailbox = &self.mailboxes[shard];
         match mailbox.crossing.send(parcel) {
-            Ok(()) => mailbox.waker.wake(),
-            Err(mut parcel) => {
-                self.server.count_dropped(Dropped::Unsendable, parcel.packets() as u64);
-                parcel.clear();
-                self.spare.push(parcel);
+            Ok(()) => {
+                mailbox.waker.wake();
+                true
+            }
+            Err(parcel) => {
+                self.spare.push(mem::replace(&mut self.parcels[shard], parcel));
+                false
             }
         }
+    }
+
+    /// Whether another shard was too busy to take a parcel.
+    pub(super) fn holds_parcels(&self) -> bool {
+        self.parcels.iter().any(|parcel| !parcel.is_empty())
     }
 
     /// What other shards have handed over.
