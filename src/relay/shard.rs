@@ -125,6 +125,8 @@ pub struct Shard {
     streams: Streams,
     /// When the streams are next looked at for those that take too long.
     look: Instant,
+    /// When this turn began.
+    now: Now,
     reply: Vec<u8>,
     /// A message of a stream that came in pieces.
     whole: Vec<u8>,
@@ -181,6 +183,7 @@ impl Shard {
             spare: Vec::new(),
             streams: Streams::default(),
             look: clock::now().mono,
+            now: clock::now(),
             reply: Vec::new(),
             whole: Vec::new(),
             indications: 0,
@@ -198,6 +201,7 @@ impl Shard {
             let wait = self.next_deadline().map(|at| at.saturating_duration_since(clock::now().mono));
             let ready = self.poll.wait(wait)?;
             let now = clock::now();
+            self.now = now;
             self.server.begin_batch(now);
             for number in ready {
                 match number {

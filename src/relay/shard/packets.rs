@@ -216,22 +216,31 @@ impl Shard {
     /// Messages on a stream are padded (RFC 8656 §12.5).
     fn wrap_for_stream(&mut self, index: usize, wrap: Wrap, payloads: Payloads) {
         let length = payloads.load.length;
-        let zeroes = &[0; 3][..padding(length)];
         let mut slow = 0;
         for payload in payloads.each() {
             let queued = match wrap {
-                Wrap::Channel(channel) => {
-                    let payload = self.arena.bytes(payload);
-                    self.streams.queue(index, [&header_of(channel, length), payload, zeroes])
-                }
+                Wrap::Channel(channel) => self.queue(index, &header_of(channel, length), payload),
                 Wrap::Indication(peer) => {
                     let head = indication::data_head(length, peer, self.next_transaction());
-                    self.streams.queue(index, [&head, self.arena.bytes(payload), zeroes])
+                    self.queue(index, &head, payload)
                 }
             };
-            slow += u64::from(queued.is_err());
+            slow += u64::from(!queued);
         }
         self.server.count_dropped(Dropped::Unsendable, slow);
+    }
+
+    fn queue(&mut self, index: usize, head: &[u8], payload: Range<usize>) -> bool {
+        let zeroes = &[0; 3][..padding(payload.len())];
+        let queue = |Self { streams, arena, .. }: &mut Self| {
+            streams.queue(index, [head, arena.bytes(payload.clone()), zeroes]).is_ok()
+        };
+        if queue(self) {
+            return true;
+        }
+        // One turn may bring more than may wait: what can leave now makes room. A stream that is broken is closed at the
+        // end of the turn, for it may be the one that is being read.
+        self.pass_on(self.now, index).is_ok() && queue(self)
     }
 
     /// Indications have no answer: their transaction ids only have to differ.

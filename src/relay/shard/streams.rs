@@ -103,16 +103,24 @@ impl Shard {
     }
 
     fn flush_stream(&mut self, now: Now, index: usize) {
-        let watch = match self.streams.flush(now.mono, index) {
-            Ok(Flushed::All | Flushed::Blocked { first: false }) => return,
-            Ok(Flushed::Blocked { first: true }) => Watch::BytesAndRoom,
-            Ok(Flushed::Unblocked) => Watch::Bytes,
-            Err(_) => return self.close_stream(now, index),
-        };
-        let client = self.streams.get_mut(index).expect("it has just been flushed");
-        if self.poll.watch(&client.stream.socket, STREAM + index as u64, watch).is_err() {
+        if self.pass_on(now, index).is_err() {
             self.close_stream(now, index);
         }
+    }
+
+    /// What waits for a client leaves, as far as the kernel takes it.
+    ///
+    /// # Errors
+    /// When the stream is to be closed.
+    pub(super) fn pass_on(&mut self, now: Now, index: usize) -> Result<(), Broken> {
+        let watch = match self.streams.flush(now.mono, index) {
+            Ok(Flushed::All | Flushed::Blocked { first: false }) => return Ok(()),
+            Ok(Flushed::Blocked { first: true }) => Watch::BytesAndRoom,
+            Ok(Flushed::Unblocked) => Watch::Bytes,
+            Err(_) => return Err(Broken),
+        };
+        let client = self.streams.get_mut(index).expect("it has just been flushed");
+        self.poll.watch(&client.stream.socket, STREAM + index as u64, watch).map_err(|_| Broken)
     }
 
     /// Whatever the client held is free at once: many never say goodbye.
