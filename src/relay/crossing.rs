@@ -3,13 +3,21 @@
 
 use std::{
     ops::Range,
-    sync::mpsc::{self, Receiver, SyncSender, TrySendError},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+        mpsc::{self, Receiver, SyncSender, TrySendError},
+    },
 };
 
 use crate::turn::{RelayPort, forward::Load};
 
-/// Parcels that a shard lets wait. Whoever has more for it goes on filling the next one, and drops what that cannot hold.
-pub const WAITING: usize = 64;
+/// Parcels, and bytes in them, that a shard lets wait: as much as a listener's buffer would. Whoever has more for it goes on
+/// filling the next parcel, and drops what that cannot hold.
+pub const WAITING: usize = 1_024;
+const WAITING_BYTES: usize = 4 << 20;
+/// Empty parcels that a shard keeps.
+pub const SPARE: usize = 64;
 /// Bytes of a parcel: a slot of the arena holds them.
 const PARCEL: usize = 64 << 10;
 /// Bytes free before each payload: a ChannelData header will stand there.
@@ -40,12 +48,15 @@ pub struct Crosser {
 /// Where a shard receives.
 pub struct Arrivals {
     parcels: Receiver<Parcel>,
+    /// Bytes that wait.
+    waiting: Arc<AtomicUsize>,
     emptied: Receiver<Parcel>,
 }
 
 /// How the others reach it.
 pub struct Crossing {
     parcels: SyncSender<Parcel>,
+    waiting: Arc<AtomicUsize>,
     emptied: SyncSender<Parcel>,
 }
 
@@ -53,8 +64,10 @@ impl Crossing {
     /// Both sides.
     pub fn new() -> (Self, Arrivals) {
         let (parcels, arriving) = mpsc::sync_channel(WAITING);
-        let (emptied, returning) = mpsc::sync_channel(WAITING);
-        (Self { parcels, emptied }, Arrivals { parcels: arriving, emptied: returning })
+        let (emptied, returning) = mpsc::sync_channel(SPARE);
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let crossing = Self { parcels, waiting: Arc::clone(&waiting), emptied };
+        (crossing, Arrivals { parcels: arriving, waiting, emptied: returning })
     }
 
     /// Hands over a parcel.
@@ -62,8 +75,16 @@ impl Crossing {
     /// # Errors
     /// Gives it back when too many wait there already.
     pub fn send(&self, parcel: Parcel) -> Result<(), Parcel> {
-        self.parcels.try_send(parcel).map_err(|error| match error {
-            TrySendError::Full(parcel) | TrySendError::Disconnected(parcel) => parcel,
+        let bytes = parcel.bytes.len();
+        if self.waiting.load(Relaxed) + bytes > WAITING_BYTES {
+            return Err(parcel);
+        }
+        self.waiting.fetch_add(bytes, Relaxed);
+        self.parcels.try_send(parcel).map_err(|error| {
+            self.waiting.fetch_sub(bytes, Relaxed);
+            match error {
+                TrySendError::Full(parcel) | TrySendError::Disconnected(parcel) => parcel,
+            }
         })
     }
 
@@ -77,7 +98,9 @@ impl Crossing {
 impl Arrivals {
     /// The next parcel that waits.
     pub fn next(&self) -> Option<Parcel> {
-        self.parcels.try_recv().ok()
+        let parcel = self.parcels.try_recv().ok()?;
+        self.waiting.fetch_sub(parcel.bytes.len(), Relaxed);
+        Some(parcel)
     }
 
     /// One of our own that comes home.
@@ -144,7 +167,7 @@ impl Parcel {
 
 #[cfg(test)]
 mod tests {
-    use super::{Crossing, GAP, Parcel, RelayPort, WAITING};
+    use super::{Crossing, GAP, PARCEL, Parcel, RelayPort, WAITING, WAITING_BYTES};
 
     const HERE: RelayPort = RelayPort { relay: 0, port: 50_000 };
     const THERE: RelayPort = RelayPort { relay: 0, port: 50_002 };
@@ -172,17 +195,21 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_for_a_shard_that_does_not_read_is_bounded() {
-        let (crossing, arrivals) = Crossing::new();
-        let full = || {
-            let mut parcel = Parcel::new(0);
-            while parcel.takes(1_200) {
-                parcel.push(HERE, THERE, &[7; 1_200]);
-            }
-            parcel
-        };
-        (0..WAITING).for_each(|_| crossing.send(full()).unwrap());
-        assert!(crossing.send(full()).is_err());
-        assert_eq!(std::iter::from_fn(|| arrivals.next()).count(), WAITING);
+    fn what_waits_for_a_shard_that_does_not_read_is_bounded_in_number_and_bytes() {
+        for (size, expected) in [(1, WAITING), (1_200, WAITING_BYTES / PARCEL)] {
+            let (crossing, arrivals) = Crossing::new();
+            let filled = || {
+                let mut parcel = Parcel::new(0);
+                parcel.push(HERE, THERE, &vec![7; size]);
+                while size > 1 && parcel.takes(size) {
+                    parcel.push(HERE, THERE, &vec![7; size]);
+                }
+                parcel
+            };
+            let sent = (0..2 * WAITING).take_while(|_| crossing.send(filled()).is_ok()).count();
+            assert!((expected..=expected + 1).contains(&sent), "{sent} of {size}");
+            assert_eq!(std::iter::from_fn(|| arrivals.next()).count(), sent);
+            assert!(crossing.send(filled()).is_ok(), "there is room again");
+        }
     }
 }

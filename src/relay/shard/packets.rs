@@ -10,7 +10,7 @@ use std::{
 use super::{Listener, RELAY_READ, SLOTS, Shard, owner};
 use crate::{
     clock::Now,
-    relay::crossing::{Arrivals, Crosser, GAP, Parcel, WAITING},
+    relay::crossing::{Arrivals, Crosser, GAP, Parcel, SPARE, WAITING},
     turn::{
         Channel, FiveTuple, RelayPort, Transport, channel_data,
         counters::Dropped,
@@ -321,7 +321,7 @@ impl Shard {
         while let Some(emptied) = arrivals.next_emptied() {
             self.spare.push(emptied);
         }
-        self.spare.truncate(WAITING);
+        self.spare.truncate(SPARE);
         // Those that come meanwhile have their turn, too.
         for mut parcel in (0..WAITING).map_while(|_| arrivals.next()) {
             self.make_room(1);
