@@ -281,7 +281,9 @@ def line(row, of_row, names, shipped):
     for other, bar in zip([shipped, BEST], row.bars):
         if other in names:
             ours, theirs = medians[OURS], medians[other]
-            ratio = "–" if None in (ours, theirs) or not theirs else f"{ours / theirs:.2f}"
+            void = is_limited(of_row.get(other, [])) or (is_limited(of_row[OURS]) and not row.more)
+            ratio = "–" if void or None in (ours, theirs) or not theirs else f"{ours / theirs:.2f}"
+            ratio = f"≥ {ratio}" if ratio != "–" and is_limited(of_row[OURS]) else ratio
             cells += [ratio, f"{'≥' if row.more else '≤'} {bar}"]
     return "| " + " | ".join(cells) + " |"
 
@@ -291,10 +293,14 @@ def median(row, figures):
     return statistics.median(values) if values else None
 
 
+def is_limited(figures):
+    return any(of_run.get("generatorLimited") for of_run in figures)
+
+
 def cell(row, value, figures):
     if value is None:
         return "fails"
-    limited = any(of_run.get("generatorLimited") for of_run in figures)
+    limited = is_limited(figures)
     lost = statistics.median(of_run.get("lossPercent", 0) for of_run in figures)
     text = f"{value:,.0f}" if row.unit == "/s" else f"{value:.2f}"
     marks = ("≥ " if row.more else "void: ") if limited else ""
