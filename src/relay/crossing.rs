@@ -1,13 +1,10 @@
 //! From one shard to another: packets between two allocations of this host that live in different shards. A parcel for
 //! each shard and turn, no lock, and no socket.
 
-use std::{
-    ops::Range,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-        mpsc::{self, Receiver, SyncSender, TrySendError},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+    mpsc::{self, Receiver, SyncSender, TrySendError},
 };
 
 use crate::turn::{RelayPort, forward::Load};
@@ -148,14 +145,9 @@ impl Parcel {
         &self.bytes
     }
 
-    /// Which of them [there are](Crosser), by index.
-    pub fn crossers(&self) -> Range<usize> {
-        0..self.crossers.len()
-    }
-
-    /// One of them.
-    pub fn crosser(&self, index: usize) -> Crosser {
-        self.crossers[index]
+    /// Which of them there are.
+    pub fn crossers(&self) -> &[Crosser] {
+        &self.crossers
     }
 
     /// Nothing is in it any more.
@@ -182,7 +174,7 @@ mod tests {
         crossing.send(parcel).unwrap();
         let mut arrived = arrivals.next().unwrap();
         let mut payloads = Vec::new();
-        for crosser in arrived.crossers().map(|index| arrived.crosser(index)) {
+        for crosser in arrived.crossers() {
             assert_eq!((crosser.from, crosser.to), (HERE, THERE));
             for packet in 0..crosser.load.packets {
                 let start = crosser.start + packet * (crosser.load.length + GAP);

@@ -167,6 +167,7 @@ impl Shard {
         for (index, listener) in place.listeners.iter().enumerate() {
             poll.add(&listener.socket, index as u64)?;
         }
+        let now = clock::now();
         let mut shard = Self {
             index: place.index,
             server,
@@ -182,8 +183,8 @@ impl Shard {
             parcels: place.mailboxes.iter().map(|_| Parcel::new(place.index)).collect(),
             spare: Vec::new(),
             streams: Streams::default(),
-            look: clock::now().mono,
-            now: clock::now(),
+            look: now.mono,
+            now,
             reply: Vec::new(),
             whole: Vec::new(),
             indications: 0,
@@ -200,24 +201,23 @@ impl Shard {
         loop {
             let wait = self.next_deadline().map(|at| at.saturating_duration_since(clock::now().mono));
             let ready = self.poll.wait(wait)?;
-            let now = clock::now();
-            self.now = now;
-            self.server.begin_batch(now);
+            self.now = clock::now();
+            self.server.begin_batch(self.now);
             for number in ready {
                 match number {
                     WAKER => inbox.waker.clear(),
-                    STREAM.. => self.stream_is_ready(now, (number - STREAM) as usize),
-                    RELAY.. => self.read_relay(now, relay_port(number)),
-                    index => self.read_listener(now, index as usize, SLOTS),
+                    STREAM.. => self.stream_is_ready((number - STREAM) as usize),
+                    RELAY.. => self.read_relay(relay_port(number)),
+                    index => self.read_listener(index as usize, SLOTS),
                 }
             }
             self.take_in(&inbox.arrivals);
-            self.server.handle_timeout(now);
-            let obeyed = self.obey(now, inbox);
-            self.close_overdue_streams(now);
+            self.server.handle_timeout(self.now);
+            let obeyed = self.obey(inbox);
+            self.close_overdue_streams();
             self.apply_effects();
             self.send_all();
-            self.flush_streams(now);
+            self.flush_streams();
             if obeyed == Obeyed::Stop {
                 return Ok(());
             }
@@ -233,12 +233,12 @@ impl Shard {
         self.server.poll_timeout().into_iter().chain(look).chain(again).min()
     }
 
-    fn obey(&mut self, now: Now, inbox: &Inbox) -> Obeyed {
+    fn obey(&mut self, inbox: &Inbox) -> Obeyed {
         loop {
             match inbox.commands.try_recv() {
                 Ok(Command::Count(to)) => _ = to.send(self.counters()),
-                Ok(Command::Welcome(client)) => self.welcome(now, *client),
-                Ok(Command::Reclaim(idle)) => self.server.reclaim(&idle, now.mono),
+                Ok(Command::Welcome(client)) => self.welcome(*client),
+                Ok(Command::Reclaim(idle)) => self.server.reclaim(&idle, self.now.mono),
                 Ok(Command::Drain) => self.server.drain(),
                 Err(TryRecvError::Empty) => return Obeyed::GoOn,
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return Obeyed::Stop,

@@ -9,7 +9,6 @@ use std::{
 
 use super::{Listener, RELAY_READ, SLOTS, Shard, owner};
 use crate::{
-    clock::Now,
     relay::crossing::{Arrivals, Crosser, GAP, Parcel, SPARE, WAITING},
     turn::{
         Channel, FiveTuple, RelayPort, Transport, channel_data,
@@ -58,7 +57,7 @@ impl Payloads {
 
 /// From clients.
 impl Shard {
-    pub(super) fn read_listener(&mut self, now: Now, index: usize, at_most: usize) {
+    pub(super) fn read_listener(&mut self, index: usize, at_most: usize) {
         self.make_room(RELAY_READ);
         let listener = &self.listeners[index];
         let Ok(slots) = self.arena.receive(&listener.socket, at_most) else { return };
@@ -67,16 +66,16 @@ impl Shard {
             let Some(arrived) = self.arena.arrived(slot) else { continue };
             let server = SocketAddr::new(arrived.local.unwrap_or(at.ip()), at.port());
             let client = FiveTuple { client: arrived.from, server, transport: Transport::Udp };
-            self.serve_datagrams(now, &client, arrived);
+            self.serve_datagrams(&client, arrived);
         }
     }
 
-    fn serve_datagrams(&mut self, now: Now, client: &FiveTuple, arrived: Arrived) {
+    fn serve_datagrams(&mut self, client: &FiveTuple, arrived: Arrived) {
         let (mut start, end) = (arrived.start, arrived.start + arrived.length);
         loop {
             let messages = self.alike(start..end, arrived.segment);
             self.reply.clear();
-            self.serve_client(now, client, messages);
+            self.serve_client(client, messages);
             if !self.reply.is_empty() {
                 match self.way_to(client) {
                     Some(way) => self.outbox.push(&way, &self.reply, 0..0),
@@ -100,8 +99,7 @@ impl Shard {
             let at = start + packet * segment;
             self.arena.bytes(at..at + channel_data::HEADER)
         };
-        let is_channel_data = length > channel_data::HEADER && matches!(header(0)[0], 0x40..=0x7f);
-        let packets = if is_channel_data && full > 1 {
+        let packets = if full > 1 && channel_data::parse(self.arena.bytes(start..start + length)).is_some() {
             (1..full).take_while(|packet| header(*packet) == header(0)).count() + 1
         } else {
             1
@@ -110,7 +108,7 @@ impl Shard {
     }
 
     /// A message of a client's, or several with the same header; the answer, if there is one, is in `self.reply`.
-    pub(super) fn serve_client(&mut self, now: Now, client: &FiveTuple, messages: Payloads) {
+    pub(super) fn serve_client(&mut self, client: &FiveTuple, messages: Payloads) {
         let message = messages.first();
         match demux::sort(self.arena.bytes(message.clone())) {
             demux::Datagram::ChannelData(channel, payload) => {
@@ -128,13 +126,11 @@ impl Shard {
                 }
             }
             demux::Datagram::Stun(message) => {
-                self.server.handle_request(now, *client, message, &mut self.reply);
+                self.server.handle_request(self.now, *client, message, &mut self.reply);
                 // Before the next message: it may belong to the allocation that was just made or freed.
                 self.apply_effects();
             }
-            demux::Datagram::Unknown => {
-                self.server.count_dropped(Dropped::Malformed, messages.load.packets as u64);
-            }
+            demux::Datagram::Unknown => self.server.count_dropped(Dropped::Malformed, 1),
         }
     }
 
@@ -154,11 +150,11 @@ impl Shard {
 
 /// From peers.
 impl Shard {
-    pub(super) fn read_relay(&mut self, now: Now, relay: RelayPort) {
+    pub(super) fn read_relay(&mut self, relay: RelayPort) {
         if self.make_room(RELAY_READ) {
             // All clients share the listeners: they are not to wait for many peers, nor peers for many clients.
             let each = ((SLOTS - RELAY_READ) / self.listeners.len()).max(1);
-            (0..self.listeners.len()).for_each(|index| self.read_listener(now, index, each));
+            (0..self.listeners.len()).for_each(|index| self.read_listener(index, each));
         }
         // Closed by an earlier event of the same batch.
         let Some(socket) = self.sockets.get(relay) else { return };
@@ -240,7 +236,7 @@ impl Shard {
         }
         // One turn may bring more than may wait: what can leave now makes room. A stream that is broken is closed at the
         // end of the turn, for it may be the one that is being read.
-        self.pass_on(self.now, index).is_ok() && queue(self)
+        self.pass_on(index).is_ok() && queue(self)
     }
 
     /// Indications have no answer: their transaction ids only have to differ.
@@ -327,14 +323,9 @@ impl Shard {
             self.make_room(1);
             self.arena.lend()[..parcel.bytes().len()].copy_from_slice(parcel.bytes());
             let start = self.arena.keep(parcel.bytes().len()).start;
-            for Crosser { from, to, load, start: offset } in
-                parcel.crossers().map(|index| parcel.crosser(index))
-            {
-                self.arrive(
-                    from,
-                    to,
-                    Payloads { start: start + offset, stride: load.length + GAP, load, have_room: true },
-                );
+            for &Crosser { from, to, load, start: offset } in parcel.crossers() {
+                let (start, stride) = (start + offset, load.length + GAP);
+                self.arrive(from, to, Payloads { start, stride, load, have_room: true });
             }
             parcel.clear();
             self.mailboxes[parcel.home()].crossing.give_back(parcel);

@@ -4,7 +4,6 @@ use std::{io, ops::Range};
 
 use super::{LOOK, PIECES, STRANGERS_LONGEST, STREAM, Shard, packets::Payloads};
 use crate::{
-    clock::Now,
     door::RelayClient,
     poll::Watch,
     relay::stream::{Slow, five_tuple},
@@ -14,29 +13,29 @@ use crate::{
 
 /// Clients on streams.
 impl Shard {
-    pub(super) fn welcome(&mut self, now: Now, client: RelayClient) {
+    pub(super) fn welcome(&mut self, client: RelayClient) {
         // The kernel gives a client's address to a new connection once the old one is dead, which we may not know yet.
         if let Some(dead) = self.streams.index_of(&five_tuple(&client)) {
-            self.close_stream(now, dead);
+            self.close_stream(dead);
         }
-        let index = self.streams.insert(now.mono, client);
+        let index = self.streams.insert(self.now.mono, client);
         let client = self.streams.get_mut(index).expect("it has just been put there");
         match self.poll.add(&client.stream.socket, STREAM + index as u64) {
             // What came with the handshake has been read already, and nobody will say so again.
-            Ok(()) => self.stream_is_ready(now, index),
+            Ok(()) => self.stream_is_ready(index),
             Err(error) => {
                 tracing::error!("cannot watch a relay client's connection: {error}");
-                self.close_stream(now, index);
+                self.close_stream(index);
             }
         }
     }
 
     /// There is something to read, or room to write.
-    pub(super) fn stream_is_ready(&mut self, now: Now, index: usize) {
-        let read = self.read_stream(now, index);
-        self.flush_stream(now, index);
+    pub(super) fn stream_is_ready(&mut self, index: usize) {
+        let read = self.read_stream(index);
+        self.flush_stream(index);
         if read.is_err() {
-            self.close_stream(now, index);
+            self.close_stream(index);
         }
     }
 
@@ -44,7 +43,7 @@ impl Shard {
     ///
     /// # Errors
     /// When the client has ended its stream, or broken it.
-    fn read_stream(&mut self, now: Now, index: usize) -> Result<(), Broken> {
+    fn read_stream(&mut self, index: usize) -> Result<(), Broken> {
         for turn in 0.. {
             // One slot for what is read, and one for the message that it makes whole.
             self.make_room(2);
@@ -55,7 +54,7 @@ impl Shard {
             match read {
                 Ok(length @ 1..) => {
                     let piece = self.arena.keep(length);
-                    self.serve_stream(now, index, piece)?;
+                    self.serve_stream(index, piece)?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Ok(0) | Err(_) => return Err(Broken),
@@ -64,7 +63,7 @@ impl Shard {
         Ok(())
     }
 
-    fn serve_stream(&mut self, now: Now, index: usize, mut piece: Range<usize>) -> Result<(), Broken> {
+    fn serve_stream(&mut self, index: usize, mut piece: Range<usize>) -> Result<(), Broken> {
         let client = self.streams.get_mut(index).expect("it was just read from");
         let (tuple, mut framing) = (client.tuple(), client.take_framing());
         let mut heard = false;
@@ -87,24 +86,24 @@ impl Shard {
             };
             piece.start = end;
             self.reply.clear();
-            self.serve_client(now, &tuple, Payloads::one(message));
+            self.serve_client(&tuple, Payloads::one(message));
             // Who sends requests and does not read the answers is not served any longer.
             self.streams.queue(index, [&self.reply, &[], &[]]).map_err(|Slow| Broken)?;
         }
         let client = self.streams.get_mut(index).expect("serving it does not close it");
-        client.put_framing(framing, now.mono, heard);
+        client.put_framing(framing, self.now.mono, heard);
         Ok(())
     }
 
-    pub(super) fn flush_streams(&mut self, now: Now) {
+    pub(super) fn flush_streams(&mut self) {
         while let Some(index) = self.streams.next_dirty() {
-            self.flush_stream(now, index);
+            self.flush_stream(index);
         }
     }
 
-    fn flush_stream(&mut self, now: Now, index: usize) {
-        if self.pass_on(now, index).is_err() {
-            self.close_stream(now, index);
+    fn flush_stream(&mut self, index: usize) {
+        if self.pass_on(index).is_err() {
+            self.close_stream(index);
         }
     }
 
@@ -112,8 +111,8 @@ impl Shard {
     ///
     /// # Errors
     /// When the stream is to be closed.
-    pub(super) fn pass_on(&mut self, now: Now, index: usize) -> Result<(), Broken> {
-        let watch = match self.streams.flush(now.mono, index) {
+    pub(super) fn pass_on(&mut self, index: usize) -> Result<(), Broken> {
+        let watch = match self.streams.flush(self.now.mono, index) {
             Ok(Flushed::All | Flushed::Blocked { first: false }) => return Ok(()),
             Ok(Flushed::Blocked { first: true }) => Watch::BytesAndRoom,
             Ok(Flushed::Unblocked) => Watch::Bytes,
@@ -124,21 +123,21 @@ impl Shard {
     }
 
     /// Whatever the client held is free at once: many never say goodbye.
-    fn close_stream(&mut self, now: Now, index: usize) {
+    fn close_stream(&mut self, index: usize) {
         if let Some(client) = self.streams.remove(index) {
-            self.server.hang_up(&client, now.mono);
+            self.server.hang_up(&client, self.now.mono);
             self.apply_effects();
         }
     }
 
-    pub(super) fn close_overdue_streams(&mut self, now: Now) {
-        if now.mono < self.look {
+    pub(super) fn close_overdue_streams(&mut self) {
+        if self.now.mono < self.look {
             return;
         }
-        self.look = now.mono + LOOK;
+        self.look = self.now.mono + LOOK;
         let server = &self.server;
-        for index in self.streams.overdue(now.mono, |client| server.holds_allocation(client)) {
-            self.close_stream(now, index);
+        for index in self.streams.overdue(self.now.mono, |client| server.holds_allocation(client)) {
+            self.close_stream(index);
         }
     }
 }
