@@ -45,9 +45,6 @@ struct SignalOptions {
     /// How many agents; in pairs, two of them are one; a room holds `signaling.presence_limit` of them at most
     #[arg(long, value_name = "COUNT", default_value_t = 200)]
     agents: usize,
-    /// How long each run lasts
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse::lifetime)]
-    time: Duration,
     /// Bytes passed on in each frame
     #[arg(long, value_name = "BYTES", default_value_t = 512)]
     size: usize,
@@ -57,6 +54,16 @@ struct SignalOptions {
     /// Frames a second of all pairs together; 0 is as many as there can be
     #[arg(long, value_name = "COUNT", default_value_t = 0)]
     rate: u64,
+    #[command(flatten)]
+    measuring: Measuring,
+}
+
+/// What all of them have.
+#[derive(Args)]
+struct Measuring {
+    /// How long each run lasts
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse::lifetime)]
+    time: Duration,
     /// The server's process, if it runs here: its CPU and memory
     #[arg(long, value_name = "PID")]
     pid: Option<u32>,
@@ -66,6 +73,16 @@ struct SignalOptions {
     /// Prints JSON instead of a table
     #[arg(long)]
     json: bool,
+}
+
+impl Measuring {
+    fn ca(&self, config: &Config) -> PathBuf {
+        self.ca.clone().unwrap_or_else(|| DataDir::new(&config.data_dir).cert_path())
+    }
+
+    fn show(&self, report: &Report) -> Result<(), Failure> {
+        print(&if self.json { report.json().to_string() } else { report.table() })
+    }
 }
 
 #[derive(Args)]
@@ -106,21 +123,11 @@ struct TurnOptions {
     /// Packets that a client sends in a row before it is the next one's turn; with 1 they alternate one by one
     #[arg(long, value_name = "COUNT", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=512))]
     burst: u16,
-    /// How long each run lasts
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse::lifetime)]
-    time: Duration,
     /// Where the peers listen [default: this host's address towards the server]
     #[arg(long, value_name = "IP")]
     peer_ip: Option<IpAddr>,
-    /// The server's process, if it runs here: its CPU and memory
-    #[arg(long, value_name = "PID")]
-    pid: Option<u32>,
-    /// The certificate to trust [default: cert.pem in the data directory]
-    #[arg(long, value_name = "FILE")]
-    ca: Option<PathBuf>,
-    /// Prints JSON instead of a table
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    measuring: Measuring,
 }
 
 pub(super) fn run(options: &Options, config: &Config) -> Result<(), Failure> {
@@ -128,10 +135,6 @@ pub(super) fn run(options: &Options, config: &Config) -> Result<(), Failure> {
         What::Signal(options) => signal(options, config),
         What::Turn(options) => turn(options, config),
     }
-}
-
-fn show(report: &Report, json: bool) -> Result<(), Failure> {
-    print(&if json { report.json().to_string() } else { report.table() })
 }
 
 fn turn(options: &TurnOptions, config: &Config) -> Result<(), Failure> {
@@ -144,13 +147,13 @@ fn turn(options: &TurnOptions, config: &Config) -> Result<(), Failure> {
         rate: options.rate,
         trains: options.gso,
         burst: usize::from(options.burst),
-        time: options.time,
+        time: options.measuring.time,
         peer_ip: options.peer_ip,
-        pid: options.pid,
-        ca: options.ca.clone().unwrap_or_else(|| DataDir::new(&config.data_dir).cert_path()),
+        pid: options.measuring.pid,
+        ca: options.measuring.ca(config),
         refresh: turn::REFRESH,
     };
-    show(&turn::run(&load).map_err(Failure::Failed)?, options.json)
+    options.measuring.show(&turn::run(&load).map_err(Failure::Failed)?)
 }
 
 /// A user who is named wins; a variable that is empty says nothing.
@@ -181,13 +184,13 @@ fn signal(options: &SignalOptions, config: &Config) -> Result<(), Failure> {
         runs: if options.run.is_empty() { all.to_vec() } else { options.run.clone() },
         protocol: options.protocol,
         agents: options.agents,
-        time: options.time,
+        time: options.measuring.time,
         size: options.size,
         in_flight: options.in_flight,
         rate: options.rate,
-        pid: options.pid,
-        ca: options.ca.clone().unwrap_or_else(|| data_dir.cert_path()),
+        pid: options.measuring.pid,
+        ca: options.measuring.ca(config),
         keys,
     };
-    show(&signal::run(&load).map_err(Failure::Failed)?, options.json)
+    options.measuring.show(&signal::run(&load).map_err(Failure::Failed)?)
 }
