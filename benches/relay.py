@@ -192,10 +192,14 @@ def measure(options, wanted):
         kept[name] = {}
     for number in range(options.rounds):
         for name, start in starters(options.coturn):
+            # Some rows are two figures of one load.
+            measured = {}
             for row in wanted.values():
-                # A server of its own for each: coturn keeps what clients have released for a while.
-                with start() as server:
-                    figures = attempt(row, server, options)
+                if row.load not in measured:
+                    # A server of its own for each: coturn keeps what clients have released for a while.
+                    with start() as server:
+                        measured[row.load] = attempt(row, server, options)
+                figures = measured[row.load]
                 kept[row.name].setdefault(name, []).append(figures)
                 print(f"round {number + 1}: {name}: {row.name}: {told(row, figures)}", flush=True)
     KEPT.write_text(json.dumps(kept, indent=1))
