@@ -108,12 +108,8 @@ def sloth(net, appliance):
         yield seconds <= 45, f"{kind}: all closed after {seconds:.0f} s"
     left = appliance.descriptors() - descriptors
     yield left <= 0, f"descriptors more than before: {left}"
-    # The heap keeps what the first two rounds of them took, in pieces. What grows with the third was lost.
-    woken(fall_asleep(net, appliance)[0])
-    resident = appliance.resident()
-    woken(fall_asleep(net, appliance)[0])
-    grown = appliance.resident() - resident
-    yield grown <= 2_048, f"resident memory: {resident} KiB, and {grown:+} KiB after as many again"
+    lost = appliance.lost_by(lambda: woken(fall_asleep(net, appliance)[0]))
+    yield lost <= 2_048, f"resident memory: {appliance.resident()} KiB, {lost:+} KiB by as many again"
 
 
 def fall_asleep(net, appliance):
