@@ -6,12 +6,14 @@ import json
 import os
 import pathlib
 import re
+import socket
 import ssl
 import subprocess
+import sys
 import threading
 import urllib.parse
 
-from appliance import PAGES, ROOT
+from appliance import ROOT
 from net import PUBLIC, run
 
 EXAMPLES = ROOT / "examples"
@@ -33,11 +35,11 @@ TRICKLES = {"node-datachannel", "werift", "chromium", "firefox"}
 class Agent:
     """One running agent."""
 
-    def __init__(self, kind, site, appliance, name, directory, **options):
+    def __init__(self, kind, site, appliance, name, directory, browser_flags=(), **options):
         self.kind, self.name = kind, name
         options = {"token": appliance.token(name), **options}
         if kind in BROWSERS:
-            command, environment = BROWSERS[kind](appliance, directory, options)
+            command, environment = BROWSERS[kind](appliance, directory, options, browser_flags)
         else:
             flags = [part for key, value in options.items() for part in flag(key, value)]
             command = [*KINDS.get(kind, MESH), appliance.url, "--ca", appliance.ca, *flags]
@@ -97,25 +99,25 @@ def flag(key, value):
     return [] if value in (None, False) else [name] if value is True else [name, str(value)]
 
 
-def chromium(appliance, directory, options):
+def chromium(appliance, directory, options, flags):
     """A browser with a home of its own, whose only addition is our authority among the trusted ones."""
     home = directory / f"home-{options['token'][-8:]}"
     trust(appliance, home / ".pki/nssdb")
     command = [
         "chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
         "--disable-background-networking", "--no-first-run", f"--user-data-dir={home}/profile",
-        "--enable-logging=stderr", page(appliance, options),
+        "--enable-logging=stderr", *flags, page(appliance, options),
     ]  # fmt: skip
     return console(command, home)
 
 
-def firefox(appliance, directory, options):
+def firefox(appliance, directory, options, flags):
     """The other one. It prints the page's console because the profile says so."""
     home = directory / f"home-{options['token'][-8:]}"
     profile = home / "profile"
     trust(appliance, profile)
     (profile / "user.js").write_text("".join(f"user_pref({json.dumps(k)}, {json.dumps(v)});\n" for k, v in PREFERENCES))
-    command = ["firefox-esr", "--headless", "--no-remote", "--profile", profile, page(appliance, options)]
+    command = ["firefox-esr", "--headless", "--no-remote", "--profile", profile, *flags, page(appliance, options)]
     return console(command, home)
 
 
@@ -152,11 +154,12 @@ def console(command, home):
 
 
 class Pages:
-    """Serves the browser example over HTTPS from the public namespace: run as `python agents.py CERT KEY`."""
+    """Serves the browser example over HTTPS: run as `python agents.py CERT KEY PORT ADDRESS…`."""
 
-    def __init__(self, appliance):
-        certs = appliance.certs
-        command = appliance.namespace.command("python3", __file__, certs / "cert.pem", certs / "key.pem")
+    def __init__(self, appliance, namespace=None, addresses=(PUBLIC[4],)):
+        certs, port = appliance.certs, urllib.parse.urlsplit(appliance.pages).port or 443
+        serve = "python3", __file__, certs / "cert.pem", certs / "key.pem", port, *addresses
+        command = (namespace or appliance.namespace).command(*serve)
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         self.process.stdout.readline()
 
@@ -168,17 +171,20 @@ class Pages:
         self.process.wait()
 
 
-def serve_pages(certificate, key):
+def serve_pages(certificate, key, port, *addresses):
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=EXAMPLES / "browser")
-    server = http.server.ThreadingHTTPServer((PUBLIC[4], PAGES), handler)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
+    for address in addresses:
+        server = (SixServer if ":" in address else http.server.ThreadingHTTPServer)((address, int(port)), handler)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever).start()
     print("ready", flush=True)
-    server.serve_forever()
+
+
+class SixServer(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_INET6
 
 
 if __name__ == "__main__":
-    import sys
-
-    serve_pages(*map(pathlib.Path, sys.argv[1:]))
+    serve_pages(*sys.argv[1:])

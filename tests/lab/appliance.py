@@ -7,6 +7,7 @@ import pathlib
 import re
 import socket
 import subprocess
+import urllib.parse
 
 from net import PUBLIC, run
 
@@ -15,7 +16,10 @@ BINARY = os.environ.get("HALFWAY_BINARY", str(ROOT / "target/release/halfway"))
 HTTPS = 8443
 # What the certificate says beside the addresses.
 HOST = "turn.lab"
-PAGES = 8444
+URL = f"https://{PUBLIC[4]}:{HTTPS}"
+# Whence the page of the browser's agent comes, which Halfway does not serve.
+PAGES_PORT = 8444
+PAGES = f"https://{PUBLIC[4]}:{PAGES_PORT}"
 # The system call; Python has none of this name yet.
 PIDFD_GETFD = 438
 # So often may the heap have taken more, before it counts as lost.
@@ -25,22 +29,22 @@ ROUNDS = 4
 class Appliance:
     """A running `halfway serve`, with a certificate by a throw-away authority."""
 
-    def __init__(self, net, directory, *flags, namespace=None, settings=""):
+    def __init__(self, net, directory, *flags, namespace=None, settings="", url=URL, pages=PAGES):
         self.data, self.namespace = directory / "data", namespace or net.public
+        self.url, self.pages = url, pages
         certs = directory / "certs"
-        run("bash", str(ROOT / "certs/make-ca.sh"), str(certs), PUBLIC[4], PUBLIC[6], HOST)
+        names = {urllib.parse.urlsplit(each).hostname for each in (url, pages)} | {*PUBLIC.values(), HOST}
+        run("bash", str(ROOT / "certs/make-ca.sh"), str(certs), *names)
         self.ca = certs / "ca.pem"
         config = directory / "halfway.toml"
         config.write_text(
             f'data_dir = "{self.data}"\n'
             f'public_ips = ["{PUBLIC[4]}", "{PUBLIC[6]}"]\n'
             f'[http]\ncert = "{certs}/cert.pem"\nkey = "{certs}/key.pem"\n'
-            f'listen = ["[::]:{HTTPS}"]\nallowed_origins = ["https://{PUBLIC[4]}:{PAGES}"]\n'
+            f'listen = ["[::]:{urllib.parse.urlsplit(url).port or 443}"]\nallowed_origins = ["{pages}"]\n'
             f"{settings}\n"
         )
         self.config, self.flags = config, flags
-        self.url = f"https://{PUBLIC[4]}:{HTTPS}"
-        self.pages = f"https://{PUBLIC[4]}:{PAGES}"
         self.certs = certs
         self.log_file = directory / "halfway.log"
 

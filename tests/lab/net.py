@@ -39,6 +39,8 @@ class Namespace:
         self.name = name
         run("ip", "netns", "add", name)
         self.ip("link", "set", "lo", "up")
+        # Nobody else has these addresses, and nobody waits for a second to learn that.
+        self.sysctl("net.ipv6.conf.default.accept_dad", 0)
 
     def ip(self, *arguments):
         return run("ip", "-n", self.name, *arguments)
@@ -50,14 +52,40 @@ class Namespace:
     def run(self, *command):
         return run(*self.command(*command))
 
-    def resolves(self, name, address):
-        """What runs in here knows the name; `ip netns exec` puts this file in the place of /etc/hosts."""
+    def resolves(self, names):
+        """What runs in here knows these names and their addresses; `ip netns exec` puts this file in the place of /etc/hosts."""
         directory = pathlib.Path("/etc/netns") / self.name
         directory.mkdir(parents=True)
-        (directory / "hosts").write_text(f"127.0.0.1 localhost\n{address} {name}\n")
+        # Chromium asks for some names with the dot at their end.
+        known = [f"{address} {name} {name}.\n" for name, addresses in names.items() for address in addresses]
+        (directory / "hosts").write_text("127.0.0.1 localhost\n" + "".join(known))
 
     def sysctl(self, key, value):
         self.run("sysctl", "-qw", f"{key}={value}")
+
+    def forwards(self):
+        """Makes it a router."""
+        self.sysctl("net.ipv4.ip_forward", 1)
+        self.sysctl("net.ipv6.conf.all.forwarding", 1)
+
+    def joins(self, name, other, others_name):
+        """A link between an interface in here and one in another namespace."""
+        self.ip("link", "add", name, "type", "veth", "peer", "name", others_name, "netns", other.name)
+
+    def holds(self, interface, *addresses):
+        """Gives the interface these addresses, and puts it to work."""
+        for address in addresses:
+            self.ip("addr", "add", address, "dev", interface, *(["nodad"] if ":" in address else []))
+        self.ip("link", "set", interface, "up")
+
+    def route(self, destination, *gateways):
+        """The way to somewhere, or for `default` to everywhere else."""
+        for gateway in gateways:
+            self.ip("-6" if ":" in gateway else "-4", "route", "add", destination, "via", gateway)
+
+    def rules(self, text):
+        """What nftables shall do."""
+        run(*self.command("nft", "-f", "-"), input=text)
 
 
 class Net:
@@ -75,8 +103,7 @@ class Net:
             # A site's packets end here: only Halfway carries anything from one to another.
             self.public.sysctl("net.ipv4.ip_forward", 0)
             self.public.sysctl("net.ipv6.conf.all.forwarding", 0)
-            self.public.ip("addr", "add", f"{PUBLIC[4]}/32", "dev", "lo")
-            self.public.ip("addr", "add", f"{PUBLIC[6]}/128", "dev", "lo", "nodad")
+            self.public.holds("lo", f"{PUBLIC[4]}/32", f"{PUBLIC[6]}/128")
         except BaseException:
             self.__exit__()
             raise
@@ -100,42 +127,36 @@ class Net:
         router, site = self.namespace(f"r{number}"), self.namespace(f"s{number}")
         self.link(self.public, router, number + 100)
         self.link(router, site, number)
-        router.sysctl("net.ipv4.ip_forward", 1)
-        router.sysctl("net.ipv6.conf.all.forwarding", 1)
-        self.public.ip("route", "add", f"10.70.{number}.0/24", "via", f"10.70.{number + 100}.2")
-        self.public.ip("-6", "route", "add", f"fd70:{number}::/64", "via", f"fd70:{number + 100}::2")
+        router.forwards()
+        self.public.route(f"10.70.{number}.0/24", f"10.70.{number + 100}.2")
+        self.public.route(f"fd70:{number}::/64", f"fd70:{number + 100}::2")
         site.address = f"10.70.{number}.2"
         return site
 
     def link(self, upper, lower, number):
         """Joins two namespaces; the lower one's way out is the upper one."""
         inside, outside = f"{self.id}i{number}", f"{self.id}o{number}"
-        upper.ip("link", "add", outside, "type", "veth", "peer", "name", inside, "netns", lower.name)
+        upper.joins(outside, lower, inside)
         for namespace, link, last in (upper, outside, 1), (lower, inside, 2):
-            namespace.ip("addr", "add", f"10.70.{number}.{last}/24", "dev", link)
-            namespace.ip("addr", "add", f"fd70:{number}::{last}/64", "dev", link, "nodad")
-            namespace.ip("link", "set", link, "up")
-        lower.ip("route", "add", "default", "via", f"10.70.{number}.1")
-        lower.ip("-6", "route", "add", "default", "via", f"fd70:{number}::1")
+            namespace.holds(link, f"10.70.{number}.{last}/24", f"fd70:{number}::{last}/64")
+        lower.route("default", f"10.70.{number}.1", f"fd70:{number}::1")
 
     def forward_one_to_one(self, site):
         """The public IPv4 address stands for `site`, whose own is private; sites see each other through the router."""
         self.public.sysctl("net.ipv4.ip_forward", 1)
-        rules = f"""table ip nat {{
+        self.public.rules(f"""table ip nat {{
             chain in {{ type nat hook prerouting priority -100; ip daddr {PUBLIC[4]} dnat to {site.address}; }}
             chain out {{ type nat hook postrouting priority 100; ip saddr {site.address} snat to {PUBLIC[4]}; }}
-        }}"""
-        run(*self.public.command("nft", "-f", "-"), input=rules)
+        }}""")
 
 
 def only_tcp(site, *ports):
     """Lets nothing leave the site but TCP to these ports, and counts what does."""
     accepted = " ".join(f"tcp dport {port} counter accept;" for port in ports)
-    rules = f"""table inet wall {{
+    site.rules(f"""table inet wall {{
         chain out {{ type filter hook output priority 0; policy drop;
             oif lo accept; meta l4proto icmpv6 accept; {accepted} }}
-    }}"""
-    run(*site.command("nft", "-f", "-"), input=rules)
+    }}""")
 
 
 def let_out(site, port):

@@ -11,13 +11,13 @@ import sys
 import tempfile
 
 from agents import Pages
-from appliance import HOST, HTTPS, PAGES, Appliance
+from appliance import HOST, HTTPS, PAGES_PORT, Appliance
 from matrix import BLOB, MESSAGES, SIZE, meet
 from net import PUBLIC, Net, let_out, only_tcp
 
 # The first is the relay's. The last is for the example's page, which Halfway does not serve; with a page from its own origin
 # there would be no port beside HTTPS.
-PORTS = {"tcp": (3478, HTTPS, PAGES), "tls": (HTTPS, PAGES)}
+PORTS = {"tcp": (3478, HTTPS, PAGES_PORT), "tls": (HTTPS, PAGES_PORT)}
 # Whose site has the wall: the first of the pair, the second, or both.
 FIRST, SECOND, BOTH = (0,), (1,), (0, 1)
 MEETINGS = [
@@ -50,7 +50,7 @@ def behind(transport, meetings):
         with tempfile.TemporaryDirectory(prefix="halfway-lab-") as scratch, Net() as net:
             sites = net.site(1), net.site(2)
             for site in sites:
-                site.resolves(HOST, PUBLIC[4])
+                site.resolves({HOST: [PUBLIC[4]]})
             for site in walled:
                 only_tcp(sites[site], *PORTS[transport])
             with Appliance(net, pathlib.Path(scratch), "--public-host", HOST) as appliance, Pages(appliance):
