@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 // An agent on werift, WebRTC in TypeScript alone. Told only Halfway's URL and a token, it opens a data channel to another
 // agent.
+import { lookup } from 'node:dns/promises'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { RTCPeerConnection } from 'werift'
 import WebSocket from 'ws'
@@ -13,7 +14,10 @@ const reliability = { ordered: {}, unordered: { ordered: false }, lossy: { order
 const HIGH_WATER = 256 * 1024
 
 const ice = await fetchIce(url, tls)
-if (relayOnly) ice.iceTransportPolicy = 'relay'
+const udp = !tls.turnTransport || tls.turnTransport === 'udp'
+// Without UDP there is nothing but the relay. Told so, werift does not wait for STUN, five seconds, before it checks any path.
+if (relayOnly || !udp) ice.iceTransportPolicy = 'relay'
+if (udp) for (const server of ice.iceServers) server.urls = await reachable(server.urls)
 
 const socket = new WebSocket(new URL('/v1/ws', url), 'halfway.v1', tls)
 let handled = Promise.resolve()
@@ -27,6 +31,13 @@ socket.on('close', (code) => {
   if (process.exitCode === undefined) console.error(`signaling closed (${code})`)
   process.exit(process.exitCode ?? 1) // werift leaves timers behind
 })
+
+// Its TURN over UDP is for IPv4 alone, even where the name has an IPv6 address: it would wait for seven seconds, then take TCP.
+async function reachable(urls) {
+  const host = /^\w+:([^?]+?)(:\d+)?(\?|$)/.exec(urls[0])[1]
+  const { address } = await lookup(host.replace(/[[\]]/g, ''), { family: 4 }).catch(() => ({}))
+  return address ? urls.map((url) => url.replace(host, address)) : urls.filter((url) => !/^turn:.*=udp$/.test(url))
+}
 
 const inbox = new Inbox()
 let peer, connection, offered, release
@@ -60,18 +71,18 @@ function takes(candidate) {
 async function call(agent) {
   connect(agent)
   talk(connection.createDataChannel(flags.channel, reliability[flags.channel]))
-  await describe(await connection.createOffer())
+  describe(await connection.createOffer())
 }
 
 async function answer(sdp) {
   await connection.setRemoteDescription({ type: 'offer', sdp })
-  await describe(await connection.createAnswer())
+  describe(await connection.createAnswer())
 }
 
-/** Sends the description before the candidates, which werift begins to gather at once. */
-async function describe({ type, sdp }) {
+/** Sends the description before the candidates, which werift begins to gather at once; nobody waits until it has them all. */
+function describe({ type, sdp }) {
   signal({ type, to: peer, sdp })
-  await connection.setLocalDescription({ type, sdp })
+  connection.setLocalDescription({ type, sdp }).catch(fail)
 }
 
 function connect(agent) {

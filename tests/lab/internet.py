@@ -16,7 +16,11 @@ NAMES = {"turn.lab": PUBLIC, "pages.lab": PAGES}
 
 
 class Internet(Net):
-    """The core, Halfway's namespace `public`, and sites by number."""
+    """The core, Halfway's namespace `public`, and sites by number. What they keep in files is in `scratch`."""
+
+    def __init__(self, scratch):
+        super().__init__()
+        self.scratch = scratch
 
     def __enter__(self):
         super().__enter__()

@@ -6,7 +6,6 @@ a port's number where it can: its plain masquerade maps independently of the end
 
 import dataclasses
 import json
-import pathlib
 import subprocess
 
 import probes
@@ -148,7 +147,10 @@ class Site:
         listed = json.loads(self.router.run("nft", "-j", "list", "counters", "table", "inet", "tally"))["nftables"]
         return {each["counter"]["name"].removeprefix("by_"): each["counter"]["bytes"] for each in listed if "counter" in each}
 
-    def stop(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
         for process in self.processes:
             process.kill()
             process.wait()
@@ -284,7 +286,7 @@ def only_443(site):
 def proxy(site):
     guard(site.router, "drop;")
     site.router.resolves({name: [addresses[4]] for name, addresses in NAMES.items()})
-    settings = pathlib.Path(site.net.scratch) / f"proxy{site.number}.conf"
+    settings = site.net.scratch / f"proxy{site.number}.conf"
     settings.write_text(f'Port {PROXY_PORT}\nListen 192.168.{site.number}.1\nTimeout 600\nMaxClients 50\nConnectPort 443\n')
     command = site.router.command("tinyproxy", "-d", "-c", settings)
     site.processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
@@ -303,7 +305,7 @@ def nat64(site):
     agent.route("default", f"fd64:{site.number}::1")
     guard(site.router)
     translate(site.router)
-    state = pathlib.Path(site.net.scratch) / f"nat64-{site.number}"
+    state = site.net.scratch / f"nat64-{site.number}"
     state.mkdir()
     settings = state / "tayga.conf"
     settings.write_text(

@@ -2,88 +2,114 @@
 
 For each pair of kinds of site, and each library that can cross both: the data channel opens, 200 messages go each way, and
 they take the way that theory says. The routers count what leaves, so that the way is seen and not believed.
-Usage: nat.py [--full] [--write] [--agents a,b] [--times N] [KIND+KIND …]: the corners, or all of it; `--write` writes
-docs/nat-matrix.md.
+Usage: nat.py [--full] [--write] [--agents a,b] [--times N] [KIND+KIND …]: the corners, all pairs, or these; `--write` puts the
+tables into docs/nat-matrix.md.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import json
 import pathlib
+import statistics
 import sys
 import tempfile
 
 from agents import Agent, Pages
-from appliance import ROOT, Appliance
+from appliance import HOST, ROOT, Appliance
+from checks import tell
 from internet import PAGES, Internet
 from kinds import KINDS, Reflector, Site
 from probes import BY_ADDRESS, BY_PORT, INDEPENDENT
 
+PAGE = ROOT / "docs/nat-matrix.md"
 MESSAGES, SIZE = 200, 1_024
 PATIENCE = 40
 # What a site's router must have seen leave by one way, of what its agent had to say.
 MOST = 0.8
-# Milliseconds from the offer to the open channel, with links of 20 ms, for those that trickle.
-DIRECT_MS, RELAYED_MS = 1_000, 1_500
-TRICKLES = "chromium", "werift", "node-datachannel"
-# The ways that a library cannot go, and why; Chromium goes them all.
-CANNOT = {
-    "node-datachannel": {
-        "tcp": "its TURN is UDP alone",
-        "tls": "its TURN is UDP alone",
-        "proxy": "it knows no proxy",
-    },
-    "werift": {"proxy": "it knows no proxy"},
-    "aiortc": {"proxy": "it knows no proxy"},
-}
-LIBRARIES = "chromium", *CANNOT
-# Those who look at the first URL of the relay only, and must be told.
-TOLD = {"werift": {"tcp": "tcp", "tls": "tls"}, "aiortc": {"tcp": "tcp", "tls": "tls"}}
+# Milliseconds from the offer to the open channel, with links of 20 ms: the bar for those that trickle. A machine that does
+# something else beside it is slower; what takes so many times as long hangs.
+BARS, HANGS = {"direct": 1_000, "relayed": 1_500}, 5
+LIBRARIES = "chromium", "node-datachannel", "werift", "aiortc"
+# Those that leave a relayed path when a direct one turns up. The others stay with what worked first, or, aiortc, last.
+SWITCHES = {"chromium"}
+CORNERS = """
+none+none none+symmetric full-cone+symmetric address-restricted+symmetric port-restricted+port-restricted
+port-restricted+symmetric symmetric+symmetric carrier-grade+symmetric forgetful+port-restricted no-udp+symmetric
+only-443+only-443 only-443+proxy proxy+symmetric none+ipv6 ipv6+ipv6 ipv6+port-restricted nat64+none nat64+symmetric
+one-lan+one-lan hairpin+hairpin no-hairpin+no-hairpin
+""".split()
 
 
 def arrives(there, here):
     """Whether a packet from an agent `there` ever gets through to the address that the world knows of the one `here`."""
     if here.mapping != INDEPENDENT:
-        # The address that the relay saw is for the relay.
+        # That address is for the server that saw it, and for nobody else.
         return here.filtering == INDEPENDENT
-    # An agent writes to the address that it was told, so that its filter knows that.
-    passes = {INDEPENDENT: True, BY_ADDRESS: True, BY_PORT: there.mapping == INDEPENDENT}
-    return passes[here.filtering]
+    # An agent writes to the address that it was told; its filter then knows that one.
+    return {INDEPENDENT: True, BY_ADDRESS: True, BY_PORT: there.mapping == INDEPENDENT}[here.filtering]
 
 
 def theory(one, other):
-    """"direct" where hole punching is possible, "relayed" where it is not (RFC 5128)."""
+    """The path of a pair: direct where hole punching is possible (RFC 5128), relayed where it is not."""
     if one.shared:
         return "direct" if one.near or one.hairpin else "relayed"
-    meet = set(one.families) & set(other.families) and "nat64" not in (one.name, other.name)
+    # Whoever is behind NAT64 learns of addresses that it cannot write to.
+    meet = set(one.families) & set(other.families) and not {"nat64"} & {one.name, other.name}
     punches = one.way == other.way == "udp" and meet
     return "direct" if punches and (arrives(one, other) or arrives(other, one)) else "relayed"
 
 
-def may_take(kind, path):
-    """The ways that a site's bytes may take."""
+def cannot(library, pair):
+    """Why a library cannot cross both, if so. Chromium crosses all."""
+    ways = {kind.way for kind in pair}
+    if library == "chromium":
+        return None
+    if "proxy" in ways:
+        return "knows no proxy"
+    if library == "node-datachannel" and ways - {"udp"}:
+        return "its TURN is UDP alone"
+    if library == "node-datachannel" and any(4 not in kind.families for kind in pair) and theory(*pair) == "relayed":
+        return "on a host without IPv4 it drops IPv4 candidates, which relayed ones are"
+    return None
+
+
+def told(library, kind):
+    """The transport to the relay that a library must be told, since it does not find out."""
+    return kind.way if library != "chromium" and kind.way != "udp" else None
+
+
+def may_take(library, kind, path):
+    """The ways that the bytes of a site's agent may take."""
     if path == "direct":
-        return {"elsewhere"}
+        return {"elsewhere"} if library in SWITCHES else {"elsewhere", "udp"}
+    if library == "werift" and 4 not in kind.families:
+        # Its TURN over UDP is for IPv4 alone.
+        return {"tcp"}
     return {"udp": {"udp"}, "tcp": {"tcp", "tls"}, "tls": {"tls"}, "proxy": {"tls"}}[kind.way]
 
 
 @dataclasses.dataclass
 class Meeting:
-    """Two kinds of site, and the library on both."""
+    """Two kinds of site, the library on both, and in the end how it went."""
 
-    kinds: tuple
+    pair: tuple
     library: str
+    ways: tuple = ()
+    opened: int = 0
 
     def __str__(self):
-        return f"{'+'.join(kind.name for kind in self.kinds)} {self.library}"
+        return f"{'+'.join(kind.name for kind in self.pair)} {self.library}"
 
+    @property
+    def path(self):
+        return theory(*self.pair)
 
-def meetings(pairs, libraries):
-    for pair in pairs:
-        for library in libraries:
-            if not any(kind.way in CANNOT.get(library, {}) or kind.name in CANNOT.get(library, {}) for kind in pair):
-                yield Meeting(pair, library)
+    @property
+    def detour(self):
+        """Whether it went by the relay although a direct path is possible."""
+        return self.path == "direct" and set(self.ways) != {"elsewhere"}
 
 
 def all_pairs():
@@ -94,98 +120,203 @@ def all_pairs():
 class Lab:
     """The internet with two sites of each kind that is wanted, and Halfway."""
 
-    def __init__(self, net, kinds):
-        numbers = itertools.count(1)
-        self.sites = {}
-        for kind in kinds:
-            sites = [Site(net, next(numbers), kind) for _ in range(1 if kind.shared else 2)]
-            self.sites[kind.name] = sites * (2 if kind.shared else 1)
+    def __init__(self, pairs):
+        self.wanted = [kind for kind in KINDS.values() if any(kind in pair for pair in pairs)]
 
-    def places(self, meeting):
-        """The site and the agent's namespace of both."""
-        sites = [self.sites[kind.name][side] for side, kind in enumerate(meeting.kinds)]
-        return [(site, site.agents[side if site.kind.shared else 0]) for side, site in enumerate(sites)]
+    def __enter__(self):
+        with contextlib.ExitStack() as stack:
+            self.scratch = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="halfway-lab-")))
+            self.net = stack.enter_context(Internet(self.scratch))
+            self.sites, numbers = {}, itertools.count(1)
+            for kind in self.wanted:
+                sites = [stack.enter_context(Site(self.net, next(numbers), kind)) for _ in range(1 if kind.shared else 2)]
+                self.sites[kind.name] = sites
+            stack.enter_context(Reflector(self.net))
+            self.appliance = stack.enter_context(at_its_name(self.net, self.scratch))
+            stack.enter_context(Pages(self.appliance, self.net.core, PAGES.values()))
+            self.stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_):
+        self.stack.close()
 
     def verified(self):
         """Each site is what it is said to be."""
-        sites = {site.number: site for pair in self.sites.values() for site in pair}.values()
-        asked = [(site, site.ask()) for site in sites]
-        for site, asking in asked:
-            for seen in (json.loads(process.communicate(timeout=60)[0]) for process in asking):
-                truth = site.truth()
-                wrong = {what: seen.get(what) for what in truth if seen.get(what) != truth[what]}
-                yield not wrong, f"{site.kind.name}: {wrong or seen}"
-                
+        sites = [site for sites in self.sites.values() for site in sites]
+        for site, asking in [(site, site.ask()) for site in sites]:
+            truth = site.truth()
+            for process in asking:
+                seen = json.loads(process.communicate(timeout=60)[0])
+                wrong = [f"{what} is {seen.get(what)}, not {truth[what]}" for what in truth if seen.get(what) != truth[what]]
+                behaves = f"{seen['mapping']} mapping, {seen['filtering']} filtering" if seen["udp"] else "no UDP"
+                yield not wrong, f"{site.kind.name}: {'; '.join(wrong) or behaves}"
 
-def meet(appliance, meeting, places, directory):
-    """Both agents meet; what both said and what their routers saw."""
-    names = f"a-{directory.name}", f"b-{directory.name}"
-    before = [site.sent() for site, _ in places]
-    agents = []
+    def places(self, pair):
+        """The site and the agent's namespace of both."""
+        if pair[0].shared:
+            (site,) = self.sites[pair[0].name]
+            return [(site, agent) for agent in site.agents]
+        sites = [self.sites[kind.name][side] for side, kind in enumerate(pair)]
+        return [(site, site.agents[0]) for site in sites]
+
+
+def at_its_name(net, scratch, *flags, **options):
+    """Halfway as sites know it: by a name, on port 443."""
+    flags = "--public-host", HOST, *flags
+    return Appliance(net, scratch, *flags, url=f"https://{HOST}", pages="https://pages.lab", **options)
+
+
+def agent(library, place, appliance, name, directory, **options):
+    """Starts one, as its site demands."""
+    site, namespace = place
+    flags = ["--disable-features=WebRtcHideLocalIpsWithMdns"] if library == "chromium" else []
+    flags += [f"--proxy-server=http://{site.proxy}"] if site.proxy else []
+    options["turn_transport"] = told(library, site.kind)
+    return Agent(library, namespace, appliance, name, directory, flags, **options)
+
+
+def meet(lab, meeting, name):
+    """Both agents meet; what both said, and by which ways how many bytes left their sites."""
+    directory = lab.scratch / name
+    directory.mkdir()
+    places, options = lab.places(meeting.pair), {"messages": MESSAGES, "size": SIZE}
+    before, agents = [site.sent() for site, _ in places], []
     try:
-        for side in (1, 0):
-            site, namespace = places[side]
-            options = {"messages": MESSAGES, "size": SIZE, "to": names[1] if side == 0 else None}
-            options["turn_transport"] = TOLD.get(meeting.library, {}).get(site.kind.way)
-            flags = ["--disable-features=WebRtcHideLocalIpsWithMdns"] if meeting.library == "chromium" else []
-            if site.proxy:
-                flags.append(f"--proxy-server=http://{site.proxy}")
-            agents.insert(0, Agent(meeting.library, namespace, appliance, names[side], directory, flags, **options))
+        # The second is called, the first calls it.
+        agents.append(agent(meeting.library, places[1], lab.appliance, f"b-{name}", directory, **options))
+        agents.append(agent(meeting.library, places[0], lab.appliance, f"a-{name}", directory, to=f"b-{name}", **options))
         results = [agent.result(PATIENCE) for agent in agents]
     finally:
-        for agent in agents:
-            agent.stop()
-    left = [{way: after - then[way] for way, after in site.sent().items()} for (site, _), then in zip(places, before)]
-    return results, left
+        for each in agents:
+            each.stop()
+    sent = [{way: after - then[way] for way, after in site.sent().items()} for (site, _), then in zip(places, before)]
+    return results, sent
 
 
-def judged(meeting, results, left):
-    """A line about it; fails if anything is not as it should be."""
-    path = theory(*meeting.kinds)
+def judge(meeting, results, sent):
+    """Fails unless all is as it should be."""
     for result in results:
         assert result["received"] == MESSAGES and result["in_order"], f"received {result['received']} of {MESSAGES}"
-    ways = []
-    for kind, ways_left in zip(meeting.kinds, left):
-        way = max(ways_left, key=ways_left.get)
-        if ways_left[way] < MOST * MESSAGES * SIZE:
-            assert kind.shared, f"the bytes took no one way: {ways_left}"
-            way = "elsewhere"
-        assert way in may_take(kind, path), f"{path} is what theory says of {kind.name}, but the bytes left so: {ways_left}"
-        ways.append(way)
-    opened = max(result["opened_ms"] for result in results)
-    return path, ways, opened
+    meeting.ways = tuple(map(main_way, meeting.pair, sent))
+    for kind, way in zip(meeting.pair, meeting.ways):
+        allowed = may_take(meeting.library, kind, meeting.path)
+        assert way in allowed, f"{meeting.path} is the theory, but of {kind.name} these bytes left: {sent}"
+    meeting.opened = max(result["opened_ms"] for result in results)
+    assert meeting.opened < HANGS * BARS[meeting.path], f"the channel opened after {meeting.opened} ms"
+
+
+def main_way(kind, sent):
+    """The way by which nearly all of it left."""
+    way = max(sent, key=sent.get)
+    if sent[way] < MOST * MESSAGES * SIZE:
+        # What stays inside has not left at all.
+        assert kind.shared, f"the bytes took no one way: {sent}"
+        return "elsewhere"
+    return way
+
+
+def all_of(lab, meetings):
+    """Runs them; tells of each."""
+    yield from lab.verified()
+    for number, meeting in enumerate(meetings):
+        try:
+            judge(meeting, *meet(lab, meeting, f"run{number}"))
+        except AssertionError as problem:
+            yield False, f"{meeting}: {problem}"
+            continue
+        ways = " and ".join(dict.fromkeys(WAYS[way] for way in meeting.ways))
+        over = "" if meeting.opened < BARS[meeting.path] else ", over the bar"
+        over += ", by the relay all the same" if meeting.detour else ""
+        yield True, f"{meeting}: {meeting.path} ({ways}), open after {meeting.opened} ms{over}"
+
+
+WAYS = {"udp": "UDP to the relay", "tcp": "TCP to the relay", "tls": "TLS to the relay", "elsewhere": "agent to agent"}
+
+
+def kinds_of_site():
+    """The kinds, as docs/nat-matrix.md lists them."""
+    yield "| kind | what it is | mapping | filtering |\n|---|---|---|---|"
+    for kind in KINDS.values():
+        behaves = f"{kind.mapping} | {kind.filtering}" if kind.way == "udp" else "no UDP |"
+        yield f"| `{kind.name}` | {kind.what} | {behaves} |"
+
+
+def paths(meetings):
+    """Kind by kind: the path, and Chromium's milliseconds to the open channel."""
+    names = [kind.name for kind in KINDS.values() if not kind.shared]
+    found = {tuple(kind.name for kind in meeting.pair): meeting for meeting in meetings if meeting.library == "chromium"}
+    yield f"| | {' | '.join(names)} |\n|---|{'---|' * len(names)}"
+    for row in names:
+        cells = [found.get((column, row)) or found.get((row, column)) for column in names[: names.index(row) + 1]]
+        yield f"| **{row}** | {' | '.join(map(cell, cells))} |{' |' * (len(names) - len(cells))}"
+    yield ""
+    for name in (name for name, kind in KINDS.items() if kind.shared):
+        yield f"- `{name}`: {cell(found.get((name, name)))}"
+
+
+def cell(meeting):
+    if meeting is None:
+        return "–"
+    ways = [way for way in meeting.ways if way in ("tcp", "tls")]
+    by = f" by {'/'.join(dict.fromkeys(ways)).upper()}" if ways else ""
+    return f"{meeting.path}{by} {meeting.opened} ms"
+
+
+def libraries(meetings):
+    """What each library crossed, and how fast."""
+    yield "| library | pairs | direct, ms | over 1,000 | of them relayed all the same | relayed, ms | over 1,500 |"
+    yield "|---|---|---|---|---|---|---|"
+    for library in LIBRARIES:
+        own = [meeting for meeting in meetings if meeting.library == library]
+        direct, relayed = ([each for each in own if each.path == path] for path in BARS)
+        detours = sum(each.detour for each in direct)
+        yield f"| {library} | {len(own)} | {figures(direct)} | {detours} | {figures(relayed)} |"
+    yield "\nNot crossed:\n"
+    for library in LIBRARIES:
+        reasons = {}
+        for pair in all_pairs():
+            reasons.setdefault(cannot(library, pair), []).append(pair)
+        for reason, pairs in reasons.items():
+            if reason:
+                yield f"- {library}, {len(pairs)} pairs: {reason}."
+
+
+def figures(meetings):
+    if not meetings:
+        return "– | –"
+    times = [meeting.opened for meeting in meetings]
+    over = sum(meeting.opened > BARS[meeting.path] for meeting in meetings)
+    return f"{statistics.median(times):.0f} (to {max(times)}) | {over}"
+
+
+def write(part, lines):
+    page, (start, end) = PAGE.read_text(), (f"<!-- {part} -->", f"<!-- end of {part} -->")
+    before, after = page.split(start)[0], page.split(end)[1]
+    PAGE.write_text(before + start + "\n" + "\n".join(lines) + "\n" + end + after)
 
 
 def main(arguments):
     flags = argparse.ArgumentParser()
-    flags.add_argument("pairs", nargs="*")
+    flags.add_argument("pairs", nargs="*", default=CORNERS)
     flags.add_argument("--full", action="store_true")
+    flags.add_argument("--write", action="store_true")
     flags.add_argument("--agents", default=",".join(LIBRARIES))
-    chosen = flags.parse_args(arguments)
-    pairs = [tuple(KINDS[name] for name in pair.split("+")) for pair in chosen.pairs] or all_pairs()
-    kinds = [kind for kind in KINDS.values() if any(kind in pair for pair in pairs)]
-    outcomes = []
-    with tempfile.TemporaryDirectory(prefix="halfway-lab-") as scratch, Internet() as net:
-        net.scratch = scratch
-        lab = Lab(net, kinds)
-        with Reflector(net):
-            for ok, line in lab.verified():
-                print("ok  " if ok else "FAIL", line, flush=True)
-                outcomes.append(ok)
-        with Appliance(net, pathlib.Path(scratch), "--public-host", "turn.lab", url="https://turn.lab", pages="https://pages.lab") as appliance, Pages(appliance, net.core, PAGES.values()):
-            for number, meeting in enumerate(meetings(pairs, chosen.agents.split(","))):
-                directory = pathlib.Path(scratch) / f"run{number}"
-                directory.mkdir()
-                try:
-                    results, left = meet(appliance, meeting, lab.places(meeting), directory)
-                    path, ways, opened = judged(meeting, results, left)
-                    print(f"ok   {meeting}: {path} {ways}, open {opened} ms", flush=True)
-                    outcomes.append(True)
-                except AssertionError as problem:
-                    print(f"FAIL {meeting}: {problem}", flush=True)
-                    outcomes.append(False)
-    print(f"{outcomes.count(True)} passed, {outcomes.count(False)} failed")
-    return 0 if all(outcomes) else 1
+    flags.add_argument("--times", type=int, default=1)
+    flags = flags.parse_args(arguments)
+    pairs = all_pairs() if flags.full else [tuple(KINDS[name] for name in pair.split("+")) for pair in flags.pairs]
+    meetings = [
+        Meeting(pair, library)
+        for pair in pairs * flags.times
+        for library in flags.agents.split(",")
+        if not cannot(library, pair)
+    ]
+    with Lab(pairs) as lab:
+        failed = tell(all_of(lab, meetings))
+    if flags.write and not failed:
+        write("kinds", kinds_of_site())
+        write("paths", paths(meetings))
+        write("libraries", libraries(meetings))
+    return failed
 
 
 if __name__ == "__main__":
