@@ -1,4 +1,6 @@
-"""What a test prints, and how it ends."""
+"""What a test prints, what it waits for, and how it ends."""
+
+import time
 
 
 def tell(checks):
@@ -9,3 +11,11 @@ def tell(checks):
         outcomes.append(ok)
     print(f"{outcomes.count(True)} passed, {outcomes.count(False)} failed")
     return 0 if all(outcomes) else 1
+
+
+def settled(look, wanted):
+    """What is seen in the end, which is 10 seconds later at most."""
+    until = time.monotonic() + 10
+    while not wanted(seen := look()) and time.monotonic() < until:
+        time.sleep(0.2)
+    return seen

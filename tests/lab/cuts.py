@@ -11,11 +11,10 @@ import random
 import subprocess
 import sys
 import tempfile
-import time
 
 from agents import PYTHON
 from appliance import Appliance
-from checks import tell
+from checks import settled, tell
 from net import Net
 
 ROOMS, AGENTS = ("one", "two"), 10
@@ -70,14 +69,6 @@ def promises(report, kinds):
     yield report["in_doubt"] > 0, f"not answered before a cut: {report['in_doubt']}, of which {report['arrived']} came"
     wrongs = "".join(f"\n     {wrong}" for wrong in report["wrongs"][:20])
     yield not report["wrongs"], f"twice, out of order, changed, refused or not resumed: {len(report['wrongs'])}{wrongs}"
-
-
-def settled(look, wanted):
-    """What is seen in the end, which is 10 seconds later at most."""
-    until = time.monotonic() + 10
-    while not wanted(seen := look()) and time.monotonic() < until:
-        time.sleep(0.2)
-    return seen
 
 
 def ends(appliance):

@@ -21,6 +21,7 @@ from appliance import HOST, ROOT, Appliance
 from checks import tell
 from internet import PAGES, Internet
 from kinds import KINDS, Reflector, Site
+from net import be_root
 from probes import BY_ADDRESS, BY_PORT, INDEPENDENT
 
 PAGE = ROOT / "docs/nat-matrix.md"
@@ -320,4 +321,5 @@ def main(arguments):
 
 
 if __name__ == "__main__":
+    be_root()
     sys.exit(main(sys.argv[1:]))

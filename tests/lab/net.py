@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import subprocess
+import sys
 
 # Waits for the end of its input, which comes with the end of whoever holds the other side of the pipe.
 REMOVE = """
@@ -20,6 +21,14 @@ done
 rmdir /etc/netns 2>/dev/null
 """
 
+# Where an unprivileged user is root: with a place for namespaces, and an /etc to put files in.
+ROOM = """
+mount -t tmpfs tmpfs /run
+mkdir /run/netns /run/upper /run/work
+mount -t overlay overlay -o lowerdir=/etc,upperdir=/run/upper,workdir=/run/work,userxattr /etc
+exec "$@"
+"""
+
 # Addresses that exist nowhere but in here. The public one lies in no special-purpose range: agents treat it as real.
 PUBLIC = {4: "5.9.0.1", 6: "2a0f:9::1"}
 
@@ -30,6 +39,13 @@ def run(*command, **options):
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
     return done.stdout
+
+
+def be_root():
+    """Begins the program anew in a user namespace, unless it is root already."""
+    if os.geteuid():
+        room = "unshare", "--user", "--map-root-user", "--net", "--mount", "sh", "-ec", ROOM, "sh"
+        os.execvp(room[0], [*room, sys.executable, *sys.argv])
 
 
 class Namespace:
