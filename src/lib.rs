@@ -8,9 +8,10 @@
 pub mod app; // builds and joins all parts; start order, drain
 pub mod bench; // load, and what it costs
 pub mod clock; // the only file that reads a clock
-pub mod commands; // token, ice, check: one file each; `serve` is `app`
+pub mod commands; // token, ice, doctor, bench, check: one file each; `serve` is `app`
 pub mod config; // file + environment + flags → Config, with no "maybe" left
 pub mod data_dir; // the secret and the self-signed certificate of an instance
+pub mod doctor; // how a server looks from here, and what this host lacks for one
 pub mod door; // TCP: who gets in, and which service a connection is for
 pub mod host; // what this machine's own addresses are
 pub mod http; // drives `signaling`: routes, WebSocket, ICE lists

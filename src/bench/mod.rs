@@ -127,7 +127,7 @@ fn trust(ca: &Path) -> Result<Arc<ClientConfig>, String> {
 }
 
 /// A client of TLS that trusts these.
-fn client_of(roots: RootCertStore) -> Result<Arc<ClientConfig>, String> {
+pub(crate) fn client_of(roots: RootCertStore) -> Result<Arc<ClientConfig>, String> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let tls = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -136,7 +136,7 @@ fn client_of(roots: RootCertStore) -> Result<Arc<ClientConfig>, String> {
 }
 
 /// The middle, and the value that so many percent do not exceed, of samples that it sorts.
-fn percentile(samples: &mut [u32], percent: usize) -> f64 {
+pub(crate) fn percentile(samples: &mut [u32], percent: usize) -> f64 {
     if samples.is_empty() {
         return f64::NAN;
     }
@@ -145,7 +145,7 @@ fn percentile(samples: &mut [u32], percent: usize) -> f64 {
 }
 
 /// One line that changes, and only on a terminal.
-fn progress(line: &str) {
+pub(crate) fn progress(line: &str) {
     let mut terminal = io::stderr();
     if terminal.is_terminal() {
         // Nothing is lost when it cannot be shown.

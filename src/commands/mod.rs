@@ -19,6 +19,7 @@ use crate::{
 
 mod bench; // load, and what it costs
 mod check; // says every problem of a configuration
+mod doctor; // examines a server from here, or this host
 mod ice; // prints the ICE list offline
 pub mod quick_start; // what a terminal sees once `serve` is ready
 mod token; // prints an agent's token
@@ -53,6 +54,8 @@ enum Command {
     Token(token::Options),
     /// Print the ICE servers of an agent, as /v1/ice answers them
     Ice(ice::Options),
+    /// Examine a server from where an agent stands, or with --local this host
+    Doctor(doctor::Options),
     /// Put a server under load, and say what that costs it
     Bench(bench::Options),
     /// Read a configuration and say every problem in it
@@ -123,6 +126,7 @@ fn run(line: &CommandLine, matches: &ArgMatches) -> Result<(), Failure> {
         }
         Command::Token(options) => token::run(options, &config, clock::now()),
         Command::Ice(options) => ice::run(options, &config, clock::now()),
+        Command::Doctor(options) => doctor::run(options, &config),
         Command::Bench(options) => bench::run(options, &config),
         Command::Check(_) => Ok(()),
     }

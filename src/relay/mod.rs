@@ -5,6 +5,8 @@ mod shard; // the loop: read, decide, send, effects, deadline
 mod sockets; // listeners, and the sockets of relayed addresses
 mod stream; // clients on TCP and TLS
 
+pub use sockets::LISTENER_BUFFER;
+
 use std::{
     io,
     net::SocketAddr,

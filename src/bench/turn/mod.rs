@@ -9,10 +9,7 @@ use std::{
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustls::pki_types::ServerName;
 
-use self::{
-    crowd::{Crowd, Lane, Wish},
-    target::Transport,
-};
+use self::crowd::{Crowd, Lane, Wish};
 use super::{Report, Server, now, progress, trust, warn};
 use crate::{
     clock,
@@ -28,7 +25,7 @@ mod stamp; // what each packet carries, and latencies
 mod target; // the server, by its URI
 mod traffic; // who sends, and when
 
-pub use self::target::Uri;
+pub use self::target::{Transport, Uri};
 
 /// Allocations and channels are refreshed this often; permissions would last for 5 minutes (RFC 8656 §9).
 pub const REFRESH: Duration = Duration::from_mins(4);

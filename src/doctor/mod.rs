@@ -1,0 +1,369 @@
+//! Examination: how a server looks from where an agent stands (`halfway doctor`), and what this host lacks (`--local`).
+
+use std::{
+    fmt::Write as _,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use hyper::Uri;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use crate::{
+    bench::{percentile, progress, turn::Transport},
+    clock,
+};
+use https::Server;
+use ice::Servers;
+use nat::{Behaviour, Reach};
+use relayed::Relayed;
+
+mod hops; // the routers on the way, by the errors they send
+mod https; // the server by HTTPS, and its certificate
+mod ice; // the list of STUN and TURN servers that the server gives
+pub mod local; // this host: rights, kernel, limits
+pub mod nat; // what was seen of a NAT, its kind, and what that means
+mod probing; // what a NAT does with packets
+mod relayed; // an allocation, by the published client
+mod signaling; // a WebSocket, or what stands in for it
+
+/// How long one check may take.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a NAT may be probed.
+const PROBING: Duration = Duration::from_secs(4);
+/// Packets whose round trips are measured, how far they are apart, and how long the last may take.
+const PACKETS: u32 = 100;
+const APART: Duration = Duration::from_millis(5);
+const LAST: Duration = Duration::from_millis(600);
+
+/// What is examined, and how.
+#[derive(Clone, Debug)]
+pub struct Visit {
+    /// The server's base: `https://HOST[:PORT]`.
+    pub url: Uri,
+    pub token: String,
+    /// Certificates to trust beside the system's.
+    pub ca: Option<PathBuf>,
+    /// Goes on with a server that nobody vouches for.
+    pub insecure: bool,
+    /// `http://HOST:PORT` of a proxy that speaks CONNECT.
+    pub proxy: Option<Uri>,
+    /// `HOST[:PORT]` of another STUN server, at another address than the one examined.
+    pub stun: Option<String>,
+}
+
+/// What a check came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Ok,
+    /// It works, but something about it should be known.
+    Warn,
+    Fail,
+}
+
+impl Outcome {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::Fail => "fail",
+        }
+    }
+}
+
+/// One check.
+#[derive(Clone, Debug)]
+pub struct Check {
+    pub name: String,
+    pub outcome: Outcome,
+    /// What was seen.
+    pub detail: String,
+    /// What to do; empty if nothing.
+    pub advice: String,
+    pub took: Option<Duration>,
+}
+
+impl Check {
+    fn ok(name: &str, detail: impl Into<String>) -> Self {
+        Self::new(name, Outcome::Ok, detail, "")
+    }
+
+    fn warn(name: &str, detail: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self::new(name, Outcome::Warn, detail, advice)
+    }
+
+    fn fail(name: &str, detail: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self::new(name, Outcome::Fail, detail, advice)
+    }
+
+    fn new(name: &str, outcome: Outcome, detail: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { name: name.to_owned(), outcome, detail: detail.into(), advice: advice.into(), took: None }
+    }
+
+    fn after(mut self, took: Duration) -> Self {
+        self.took = Some(took);
+        self
+    }
+}
+
+/// All that was found.
+#[derive(Debug, Default)]
+pub struct Diagnosis {
+    /// What was examined.
+    pub subject: String,
+    pub checks: Vec<Check>,
+    pub ipv4: Option<Behaviour>,
+    pub ipv6: Option<Behaviour>,
+    /// Whom an agent here meets, and how: for each kind of peer.
+    pub paths: Vec<nat::Path>,
+    pub took: Duration,
+}
+
+impl Diagnosis {
+    /// Whether nothing failed.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        self.checks.iter().all(|check| check.outcome != Outcome::Fail)
+    }
+
+    /// For people: a line a check, and a table of whom an agent here can meet.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        for Check { name, outcome, detail, advice, took } in &self.checks {
+            let took = took.map_or(String::new(), |took| format!(" ({} ms)", took.as_millis()));
+            let advice =
+                if advice.is_empty() { String::new() } else { format!("\n     {:<14} → {advice}", "") };
+            let _ = writeln!(text, "{:<4} {name:<14} {detail}{took}{advice}", outcome.name());
+        }
+        if !self.paths.is_empty() {
+            let _ = writeln!(text, "\nAn agent here meets agents behind");
+        }
+        for nat::Path { peer, way, why } in &self.paths {
+            let _ = writeln!(text, "  {:<28} {:<18} {why}", peer.what(), way.name());
+        }
+        text.trim_end().to_owned()
+    }
+
+    /// For programs.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        let check = |check: &Check| {
+            let mut told =
+                json!({"name": check.name, "outcome": check.outcome.name(), "detail": check.detail});
+            if !check.advice.is_empty() {
+                told["advice"] = json!(check.advice);
+            }
+            if let Some(took) = check.took {
+                told["milliseconds"] = json!(took.as_millis() as u64);
+            }
+            told
+        };
+        let path =
+            |path: &nat::Path| json!({"peer": path.peer.name(), "path": path.way.name(), "why": path.why});
+        json!({
+            "subject": self.subject,
+            "ok": self.is_sound(),
+            "seconds": (self.took.as_secs_f64() * 1_000.0).round() / 1_000.0,
+            "checks": self.checks.iter().map(check).collect::<Vec<_>>(),
+            "nat": {"ipv4": self.ipv4.as_ref().map(Behaviour::json), "ipv6": self.ipv6.as_ref().map(Behaviour::json)},
+            "paths": self.paths.iter().map(path).collect::<Vec<_>>(),
+        })
+    }
+}
+
+/// Examines a server from here. Takes less than ten seconds, whatever the network swallows.
+///
+/// # Errors
+/// One line for people, when not even a check could be begun.
+pub fn examine(visit: &Visit) -> Result<Diagnosis, String> {
+    let started = now();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;
+    let mut diagnosis = runtime.block_on(examined(visit));
+    // A look-up of a name that hangs is not waited for.
+    runtime.shutdown_background();
+    progress("");
+    diagnosis.took = now() - started;
+    Ok(diagnosis)
+}
+
+async fn examined(visit: &Visit) -> Diagnosis {
+    let mut diagnosis = Diagnosis { subject: visit.url.to_string(), ..Diagnosis::default() };
+    progress("HTTPS …");
+    let Some(server) = Server::reached(visit, &mut diagnosis.checks).await else { return diagnosis };
+    let Some(servers) = ice::asked(&server, visit, &mut diagnosis.checks).await else { return diagnosis };
+    progress("signaling, STUN, TURN over UDP, TCP and TLS …");
+    let (signaling, stun, udp, tcp, tls) = tokio::join!(
+        signaling::checked(&server, visit),
+        stun(&servers),
+        over_udp(&servers, visit),
+        over_stream(&servers, Transport::Tcp, &server),
+        over_stream(&servers, Transport::Tls, &server),
+    );
+    let reach = Reach {
+        udp: udp.works,
+        tcp: tcp.outcome == Outcome::Ok,
+        tls: tls.outcome == Outcome::Ok,
+        proxied: server.is_proxied(),
+    };
+    diagnosis.checks.extend(signaling);
+    diagnosis.checks.extend(stun);
+    diagnosis.checks.extend(udp.checks);
+    diagnosis.checks.extend([tcp, tls]);
+    weigh(&mut diagnosis.checks, reach);
+    diagnosis.ipv4 = udp.ipv4.or_else(|| servers.has_ipv4().then(|| Behaviour::blocked(reach)));
+    diagnosis.ipv6 = udp.ipv6;
+    for (family, behaviour) in [("nat-ipv4", &diagnosis.ipv4), ("nat-ipv6", &diagnosis.ipv6)] {
+        if let Some(behaviour) = behaviour {
+            diagnosis.checks.push(Check::ok(family, behaviour.to_string()));
+        }
+    }
+    diagnosis.paths = nat::paths(diagnosis.ipv4.as_ref(), diagnosis.ipv6.as_ref(), reach);
+    diagnosis
+}
+
+/// One way to the relay is enough; a network that closes the others is not the server's fault.
+fn weigh(checks: &mut [Check], reach: Reach) {
+    if !reach.any() {
+        return;
+    }
+    for check in checks.iter_mut().filter(|check| check.outcome == Outcome::Fail) {
+        if check.name.starts_with("turn-") || check.name.starts_with("stun-") || check.name == "relay" {
+            check.outcome = Outcome::Warn;
+            check.advice = format!(
+                "agents here reach the relay over {}, which is slower than UDP",
+                reach.ways().join(" or ")
+            );
+            if reach.udp {
+                "nothing for agents here, who use UDP; others may depend on it".clone_into(&mut check.advice);
+            }
+        }
+    }
+}
+
+/// STUN, to each address of the server.
+async fn stun(servers: &Servers) -> Vec<Check> {
+    let mut checks = Vec::new();
+    for server in servers.stun() {
+        let name = if server.is_ipv4() { "stun-ipv4" } else { "stun-ipv6" };
+        let started = now();
+        checks.push(match probing::mapped(server).await {
+            Ok(mapped) => Check::ok(name, format!("{server} sees us as {mapped}")).after(now() - started),
+            Err(problem) => {
+                Check::fail(name, format!("{server}: {problem}"), "UDP does not get through: open UDP 3478")
+            }
+        });
+    }
+    checks
+}
+
+/// What UDP showed.
+#[derive(Default)]
+struct OverUdp {
+    works: bool,
+    checks: Vec<Check>,
+    ipv4: Option<Behaviour>,
+    ipv6: Option<Behaviour>,
+}
+
+async fn over_udp(servers: &Servers, visit: &Visit) -> OverUdp {
+    let mut found = OverUdp::default();
+    let addresses: Vec<_> = servers.over_udp().collect();
+    if addresses.is_empty() {
+        let advice = "is UDP off on the server, or its name without an address?";
+        found.checks.push(Check::fail("turn-udp", "the list names no TURN server over UDP", advice));
+    }
+    // One of each family at most.
+    for server in addresses {
+        let name = if server.is_ipv4() { "turn-udp" } else { "turn-udp-ipv6" };
+        let started = now();
+        let relayed = match timeout(PATIENCE, Relayed::over_udp(server, servers)).await {
+            Ok(Ok(relayed)) => relayed,
+            failed => {
+                found.checks.push(failed_turn(name, &server.to_string(), failed.map(|result| result.err())));
+                continue;
+            }
+        };
+        found.checks.push(
+            Check::ok(name, format!("{server} relays at {}", relayed.address())).after(now() - started),
+        );
+        if !found.works {
+            found.checks.push(round_trips(&relayed).await);
+        }
+        found.works = true;
+        let behaviour = timeout(PROBING, probing::observed(server, &relayed, visit.stun.as_deref())).await;
+        let behaviour = behaviour.ok().map(|seen| Behaviour::of(&seen));
+        *(if server.is_ipv4() { &mut found.ipv4 } else { &mut found.ipv6 }) = behaviour;
+        relayed.release().await;
+    }
+    found
+}
+
+async fn over_stream(servers: &Servers, transport: Transport, server: &Server) -> Check {
+    let (name, what) = if transport == Transport::Tcp { ("turn-tcp", "TCP") } else { ("turn-tls", "TLS") };
+    let Some((host, port)) = servers.first(transport) else {
+        let advice = "give the server a certificate that agents trust: some networks let nothing out but TLS";
+        return Check::warn(name, format!("the list names no TURN server over {what}"), advice);
+    };
+    let (started, at) = (now(), format!("{host}:{port}"));
+    let asked = async {
+        let relayed = Relayed::over_stream(&host, port, transport, server, servers).await?;
+        let echoed = relayed.echo(1, APART, LAST).await?;
+        let address = relayed.address();
+        relayed.release().await;
+        if echoed.is_empty() {
+            Err("what was sent through it did not come back".to_owned())
+        } else {
+            Ok(address)
+        }
+    };
+    match timeout(PATIENCE, asked).await {
+        Ok(Ok(address)) => Check::ok(name, format!("{at} relays at {address}")).after(now() - started),
+        failed => failed_turn(name, &at, failed.map(Result::err)),
+    }
+}
+
+fn failed_turn(
+    name: &str,
+    server: &str,
+    failed: Result<Option<String>, tokio::time::error::Elapsed>,
+) -> Check {
+    let problem = failed.ok().flatten().unwrap_or_else(|| format!("no answer for {} s", PATIENCE.as_secs()));
+    let advice =
+        "is the port open in the firewalls here and there? Does another agent use up this one's allocations?";
+    Check::fail(name, format!("{server}: {problem}"), advice)
+}
+
+/// From here to our own relayed address and back: once to the relay, and once back.
+async fn round_trips(relayed: &Relayed) -> Check {
+    let mut trips = match relayed.echo(PACKETS, APART, LAST).await {
+        Ok(trips) => trips,
+        Err(problem) => return Check::fail("relay", problem, "the server refuses its own relayed addresses"),
+    };
+    let lost = PACKETS - trips.len() as u32;
+    let mut at = |percent| percentile(&mut trips, percent) / 1_000.0;
+    let detail = format!(
+        "to the relay and back: p50 {:.1} ms, p95 {:.1} ms, {lost} of {PACKETS} lost",
+        at(50),
+        at(95)
+    );
+    match lost {
+        0 => Check::ok("relay", detail),
+        PACKETS => Check::fail(
+            "relay",
+            "nothing that was sent through the relay came back",
+            "look at the server's dropped packets",
+        ),
+        _ => Check::warn(
+            "relay",
+            detail,
+            "the way to the relay loses packets: another link or another host may be better",
+        ),
+    }
+}
+
+fn now() -> Instant {
+    clock::now().mono
+}
