@@ -23,6 +23,7 @@ use rustls::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, lookup_host},
+    task::JoinSet,
     time::timeout,
 };
 use tokio_rustls::TlsConnector;
@@ -68,7 +69,7 @@ impl Server {
         };
         let mut server = Self { host, port, proxy: None, tls: taking_any };
         let started = now();
-        let (_, at, _) = match server.found(visit, checks).await {
+        let (at, ..) = match server.found(visit, checks).await {
             Ok(opened) => opened,
             Err(problem) => {
                 let advice = "is the server up, the port open, the name right? If there is a proxy: --proxy http://HOST:PORT";
@@ -108,7 +109,7 @@ impl Server {
     async fn opened(&self) -> Result<Opened, String> {
         let opened = timeout(PATIENCE, self.tls(&self.host, self.port, b"http/1.1")).await;
         opened.unwrap_or_else(|_| {
-            Err(format!("{}:{}: no answer for {} s", self.host, self.port, PATIENCE.as_secs()))
+            Err(format!("{}:{}: no answer for {} ms", self.host, self.port, PATIENCE.as_millis()))
         })
     }
 
@@ -195,20 +196,31 @@ fn environments_proxy() -> Option<Uri> {
     named?.parse().ok().filter(|proxy: &Uri| proxy.host().is_some())
 }
 
+/// Connects to whichever address of the host answers first: a family that leads nowhere costs nothing (RFC 8305).
 async fn connected(host: &str, port: u16) -> Result<TcpStream, String> {
-    let addresses: Vec<_> = lookup_host((host.trim_matches(['[', ']']), port))
+    let addresses = lookup_host((host.trim_matches(['[', ']']), port))
         .await
-        .map_err(|error| format!("{host}: the name leads nowhere: {error}"))?
-        .collect();
-    let stream = TcpStream::connect(&*addresses).await.map_err(|error| format!("{host}:{port}: {error}"))?;
-    stream.set_nodelay(true).map_err(|error| error.to_string())?;
-    Ok(stream)
+        .map_err(|error| format!("{host}: the name leads nowhere: {error}"))?;
+    let mut connecting: JoinSet<_> = addresses.map(TcpStream::connect).collect();
+    let mut problem = "the name has no address".to_owned();
+    while let Some(connected) = connecting.join_next().await {
+        match connected.unwrap_or_else(|error| Err(io::Error::other(error))) {
+            Ok(stream) => {
+                stream.set_nodelay(true).map_err(|error| error.to_string())?;
+                return Ok(stream);
+            }
+            Err(error) => problem = error.to_string(),
+        }
+    }
+    Err(format!("{host}:{port}: {problem}"))
 }
 
 /// Asks the proxy for a connection (RFC 9110 §9.3.6).
 async fn through(proxy: &Uri, host: &str, port: u16) -> Result<TcpStream, String> {
     let mut stream = connected(proxy.host().unwrap_or_default(), proxy.port_u16().unwrap_or(80)).await?;
     let failed = |error: io::Error| format!("the proxy {proxy}: {error}");
+    let host =
+        if host.contains(':') { format!("[{}]", host.trim_matches(['[', ']'])) } else { host.to_owned() };
     let wanted = format!("CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n");
     stream.write_all(wanted.as_bytes()).await.map_err(failed)?;
     // Byte by byte: what follows the head is not ours to read.

@@ -78,10 +78,6 @@ impl Servers {
         Some((uri.host.clone(), uri.port))
     }
 
-    pub(super) fn has_ipv4(&self) -> bool {
-        self.stun.iter().chain(&self.udp).any(SocketAddr::is_ipv4)
-    }
-
     /// What the list names, for people.
     fn summary(&self) -> String {
         let mut ways: Vec<_> = self

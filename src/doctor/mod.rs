@@ -2,6 +2,7 @@
 
 use std::{
     fmt::Write as _,
+    net::SocketAddr,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -28,9 +29,9 @@ mod probing; // what a NAT does with packets
 mod relayed; // an allocation, by the published client
 mod signaling; // a WebSocket, or what stands in for it
 
-/// How long one check may take.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// How long a NAT may be probed.
+/// How long all of it may take, one check, and the probes of a NAT.
+const ALL_OF_IT: Duration = Duration::from_millis(9_500);
+const PATIENCE: Duration = Duration::from_millis(2_500);
 const PROBING: Duration = Duration::from_secs(4);
 /// Packets whose round trips are measured, how far they are apart, and how long the last may take.
 const PACKETS: u32 = 100;
@@ -163,7 +164,7 @@ impl Diagnosis {
         let path =
             |path: &nat::Path| json!({"peer": path.peer.name(), "path": path.way.name(), "why": path.why});
         json!({
-            "subject": self.subject,
+            "url": self.subject,
             "ok": self.is_sound(),
             "seconds": (self.took.as_secs_f64() * 1_000.0).round() / 1_000.0,
             "checks": self.checks.iter().map(check).collect::<Vec<_>>(),
@@ -181,7 +182,13 @@ pub fn examine(visit: &Visit) -> Result<Diagnosis, String> {
     let started = now();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;
-    let mut diagnosis = runtime.block_on(examined(visit));
+    let mut diagnosis = Diagnosis { subject: visit.url.to_string(), ..Diagnosis::default() };
+    runtime.block_on(async {
+        if timeout(ALL_OF_IT, examined(visit, &mut diagnosis)).await.is_err() {
+            let advice = "the network swallows packets rather than refuse them: try the parts that are missing one by one";
+            diagnosis.checks.push(Check::fail("time", "not everything was examined in time", advice));
+        }
+    });
     // A look-up of a name that hangs is not waited for.
     runtime.shutdown_background();
     progress("");
@@ -189,11 +196,10 @@ pub fn examine(visit: &Visit) -> Result<Diagnosis, String> {
     Ok(diagnosis)
 }
 
-async fn examined(visit: &Visit) -> Diagnosis {
-    let mut diagnosis = Diagnosis { subject: visit.url.to_string(), ..Diagnosis::default() };
+async fn examined(visit: &Visit, diagnosis: &mut Diagnosis) {
     progress("HTTPS …");
-    let Some(server) = Server::reached(visit, &mut diagnosis.checks).await else { return diagnosis };
-    let Some(servers) = ice::asked(&server, visit, &mut diagnosis.checks).await else { return diagnosis };
+    let Some(server) = Server::reached(visit, &mut diagnosis.checks).await else { return };
+    let Some(servers) = ice::asked(&server, visit, &mut diagnosis.checks).await else { return };
     progress("signaling, STUN, TURN over UDP, TCP and TLS …");
     let (signaling, stun, udp, tcp, tls) = tokio::join!(
         signaling::checked(&server, visit),
@@ -208,20 +214,18 @@ async fn examined(visit: &Visit) -> Diagnosis {
         tls: tls.outcome == Outcome::Ok,
         proxied: server.is_proxied(),
     };
-    diagnosis.checks.extend(signaling);
+    diagnosis.checks.push(signaling);
     diagnosis.checks.extend(stun);
     diagnosis.checks.extend(udp.checks);
     diagnosis.checks.extend([tcp, tls]);
     weigh(&mut diagnosis.checks, reach);
-    diagnosis.ipv4 = udp.ipv4.or_else(|| servers.has_ipv4().then(|| Behaviour::blocked(reach)));
-    diagnosis.ipv6 = udp.ipv6;
+    (diagnosis.ipv4, diagnosis.ipv6) = (udp.ipv4, udp.ipv6);
     for (family, behaviour) in [("nat-ipv4", &diagnosis.ipv4), ("nat-ipv6", &diagnosis.ipv6)] {
         if let Some(behaviour) = behaviour {
             diagnosis.checks.push(Check::ok(family, behaviour.to_string()));
         }
     }
     diagnosis.paths = nat::paths(diagnosis.ipv4.as_ref(), diagnosis.ipv6.as_ref(), reach);
-    diagnosis
 }
 
 /// One way to the relay is enough; a network that closes the others is not the server's fault.
@@ -268,37 +272,56 @@ struct OverUdp {
     ipv6: Option<Behaviour>,
 }
 
+/// TURN over UDP, and with it the NAT, in each family.
 async fn over_udp(servers: &Servers, visit: &Visit) -> OverUdp {
-    let mut found = OverUdp::default();
-    let addresses: Vec<_> = servers.over_udp().collect();
+    let mut addresses: Vec<_> = servers.over_udp().collect();
     if addresses.is_empty() {
-        let advice = "is UDP off on the server, or its name without an address?";
+        // Then STUN may tell something of the NAT yet.
+        addresses = servers.stun().collect();
+    }
+    let of = |ipv4: bool| addresses.iter().copied().find(|address| address.is_ipv4() == ipv4);
+    let family = async |server| match server {
+        Some(server) => Some(family_over_udp(server, servers, visit).await),
+        None => None,
+    };
+    let mut found = OverUdp::default();
+    let (ipv4, ipv6) = tokio::join!(family(of(true)), family(of(false)));
+    for (behaviour, into) in [(ipv4, &mut found.ipv4), (ipv6, &mut found.ipv6)] {
+        if let Some((works, checks, behaviour)) = behaviour {
+            found.works |= works;
+            found.checks.extend(checks);
+            *into = Some(behaviour);
+        }
+    }
+    if found.checks.is_empty() {
+        let advice = "has the server's name an address that this host has a way to?";
         found.checks.push(Check::fail("turn-udp", "the list names no TURN server over UDP", advice));
     }
-    // One of each family at most.
-    for server in addresses {
-        let name = if server.is_ipv4() { "turn-udp" } else { "turn-udp-ipv6" };
-        let started = now();
-        let relayed = match timeout(PATIENCE, Relayed::over_udp(server, servers)).await {
-            Ok(Ok(relayed)) => relayed,
-            failed => {
-                found.checks.push(failed_turn(name, &server.to_string(), failed.map(|result| result.err())));
-                continue;
-            }
-        };
-        found.checks.push(
-            Check::ok(name, format!("{server} relays at {}", relayed.address())).after(now() - started),
-        );
-        if !found.works {
-            found.checks.push(round_trips(&relayed).await);
-        }
-        found.works = true;
-        let behaviour = timeout(PROBING, probing::observed(server, &relayed, visit.stun.as_deref())).await;
-        let behaviour = behaviour.ok().map(|seen| Behaviour::of(&seen));
-        *(if server.is_ipv4() { &mut found.ipv4 } else { &mut found.ipv6 }) = behaviour;
-        relayed.release().await;
-    }
     found
+}
+
+async fn family_over_udp(
+    server: SocketAddr,
+    servers: &Servers,
+    visit: &Visit,
+) -> (bool, Vec<Check>, Behaviour) {
+    let (name, started) = (if server.is_ipv4() { "turn-udp" } else { "turn-udp-ipv6" }, now());
+    let mut seen = nat::Seen::default();
+    let relayed = match timeout(PATIENCE, Relayed::over_udp(server, servers)).await {
+        Ok(Ok(relayed)) => relayed,
+        failed => {
+            let _ = timeout(PROBING, probing::mapping(server, &mut seen)).await;
+            let check = failed_turn(name, &server.to_string(), failed.map(Result::err));
+            return (false, vec![check], Behaviour::of(&seen));
+        }
+    };
+    let allocated =
+        Check::ok(name, format!("{server} relays at {}", relayed.address())).after(now() - started);
+    let checks = vec![allocated, round_trips(&relayed).await];
+    // What was seen until then is worth something, too.
+    let _ = timeout(PROBING, probing::observe(server, &relayed, visit.stun.as_deref(), &mut seen)).await;
+    relayed.release().await;
+    (true, checks, Behaviour::of(&seen))
 }
 
 async fn over_stream(servers: &Servers, transport: Transport, server: &Server) -> Check {
@@ -330,7 +353,8 @@ fn failed_turn(
     server: &str,
     failed: Result<Option<String>, tokio::time::error::Elapsed>,
 ) -> Check {
-    let problem = failed.ok().flatten().unwrap_or_else(|| format!("no answer for {} s", PATIENCE.as_secs()));
+    let problem =
+        failed.ok().flatten().unwrap_or_else(|| format!("no answer for {} ms", PATIENCE.as_millis()));
     let advice =
         "is the port open in the firewalls here and there? Does another agent use up this one's allocations?";
     Check::fail(name, format!("{server}: {problem}"), advice)

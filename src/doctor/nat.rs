@@ -83,7 +83,7 @@ impl Kind {
 
     fn what(self) -> &'static str {
         match self {
-            Self::None => "no NAT and no firewall",
+            Self::None => "no NAT",
             Self::Firewall => "no NAT, and a firewall that lets in only what was asked for",
             Self::FullCone => "a full-cone NAT: whoever knows the mapped address gets in",
             Self::AddressRestricted => {
@@ -96,7 +96,7 @@ impl Kind {
             Self::Symmetric => "a symmetric NAT: each destination sees another port",
             Self::Nat64 => "NAT64: IPv6 here, IPv4 for the server",
             Self::UdpBlocked => "UDP is blocked",
-            Self::Unknown => "a NAT whose filter could not be asked",
+            Self::Unknown => "a NAT that could not be told",
         }
     }
 }
@@ -127,11 +127,10 @@ impl Behaviour {
         Self { kind: kind(seen, mapping, filtering), mapping, filtering, seen: seen.clone() }
     }
 
-    /// Where no STUN answer came.
+    /// Where no answer came over UDP.
     #[must_use]
-    pub fn blocked(reach: Reach) -> Self {
-        let kind = if reach.any() { Kind::UdpBlocked } else { Kind::Unknown };
-        Self { kind, mapping: None, filtering: None, seen: Seen::default() }
+    pub fn blocked() -> Self {
+        Self::of(&Seen::default())
     }
 
     /// Camel case, as all JSON here.
@@ -165,6 +164,11 @@ impl Behaviour {
 impl fmt::Display for Behaviour {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.kind.what())?;
+        match (self.kind, self.filtering) {
+            (Kind::None, Some(_)) => f.write_str(" and no firewall")?,
+            (Kind::None, None) => f.write_str("; whether a firewall, the relay cannot ask")?,
+            _ => {}
+        }
         match self.seen.behind_another {
             Some(Behind::Carrier) => f.write_str("; and one more of the carrier's behind it")?,
             Some(Behind::Private) => f.write_str("; and one more behind it")?,
@@ -190,11 +194,12 @@ fn kind(seen: &Seen, mapping: Option<Mapping>, filtering: Option<Filtering>) -> 
     }
     match (mapping, filtering) {
         (Some(Mapping::AddressAndPortDependent), _) => Kind::Symmetric,
-        (_, Some(Filtering::EndpointIndependent)) => Kind::FullCone,
-        (_, Some(Filtering::AddressDependent)) => Kind::AddressRestricted,
-        (_, Some(Filtering::NotByPort)) => Kind::FullConeOrAddressRestricted,
-        (_, Some(Filtering::AddressAndPortDependent)) => Kind::PortRestricted,
-        (_, None) => Kind::Unknown,
+        (Some(_), Some(Filtering::EndpointIndependent)) => Kind::FullCone,
+        (Some(_), Some(Filtering::AddressDependent)) => Kind::AddressRestricted,
+        (Some(_), Some(Filtering::NotByPort)) => Kind::FullConeOrAddressRestricted,
+        (Some(_), Some(Filtering::AddressAndPortDependent)) => Kind::PortRestricted,
+        // Without the mapping, it may as well be symmetric.
+        (None, _) | (_, None) => Kind::Unknown,
     }
 }
 
@@ -409,6 +414,7 @@ mod tests {
             (here, out, other, Some(false), None, Kind::Symmetric),
             ("[fd00::2]:5000", out, out, Some(false), None, Kind::Nat64),
             (here, out, out, None, None, Kind::Unknown),
+            (here, out, "", Some(false), None, Kind::Unknown),
             (here, "", "", None, None, Kind::UdpBlocked),
         ] {
             let told = Behaviour::of(&seen(local, mapped, elsewhere, ports, strangers));
@@ -442,7 +448,7 @@ mod tests {
             (Reach { tls: true, ..Reach::default() }, Way::RelayedOverTls),
             (Reach::default(), Way::No),
         ] {
-            for path in paths(Some(&Behaviour::blocked(reach)), None, reach) {
+            for path in paths(Some(&Behaviour::blocked()), None, reach) {
                 assert_eq!(path.way, way, "{:?}", path.peer);
             }
         }

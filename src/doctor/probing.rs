@@ -18,6 +18,8 @@ use tokio::{
     time::timeout,
 };
 
+use crate::bench::turn::Uri;
+
 use super::{
     hops,
     nat::Seen,
@@ -28,9 +30,9 @@ use super::{
 const TRIES: u32 = 4;
 const WAIT: Duration = Duration::from_millis(200);
 
-/// Nobody lives at these addresses (RFC 5737, RFC 3849): what is written to them opens a mapping and reaches no one.
-const NOBODY_V4: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 9);
-const NOBODY_V6: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)), 9);
+/// Nobody lives at these addresses (RFC 5737, RFC 6666): what is written to them opens a mapping and reaches no one.
+const NOBODY_V4: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)), 9);
+const NOBODY_V6: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1)), 9);
 
 /// As whom a fresh socket is seen by a STUN server.
 ///
@@ -40,28 +42,32 @@ pub(super) async fn mapped(server: SocketAddr) -> Result<SocketAddr, String> {
     Probe::new(server).await?.ask(server).await
 }
 
+/// As whom we are seen, and nothing more: without a relay there is nobody else to ask.
+pub(super) async fn mapping(server: SocketAddr, seen: &mut Seen) {
+    if let Ok(probe) = Probe::new(server).await
+        && let Ok(mapped) = probe.ask(server).await
+    {
+        (seen.local, seen.mapped) = (Some(probe.local), Some(mapped));
+    }
+}
+
 /// All that one server can show of the NAT in front of us. `second` is another STUN server, at another address.
-pub(super) async fn observed(server: SocketAddr, relayed: &Relayed, second: Option<&str>) -> Seen {
-    let mut seen = Seen::default();
-    let (Ok(one), Ok(other)) = (Probe::new(server).await, Probe::new(server).await) else { return seen };
-    let (Ok(mapped), Ok(others)) = (one.ask(server).await, other.ask(server).await) else { return seen };
+pub(super) async fn observe(server: SocketAddr, relayed: &Relayed, second: Option<&str>, seen: &mut Seen) {
+    let (Ok(one), Ok(other)) = (Probe::new(server).await, Probe::new(server).await) else { return };
+    let (Ok(mapped), Ok(others)) = (one.ask(server).await, other.ask(server).await) else { return };
     (seen.local, seen.mapped) = (Some(one.local), Some(mapped));
     seen.keeps_ports = Some(mapped.port() == one.local.port() && others.port() == other.local.port());
     if mapped.is_ipv4() == relayed.address().is_ipv4() {
         // Before it has ever written to the relayed address.
         seen.lets_in_other_ports = one.is_reached(relayed, mapped).await;
         if seen.lets_in_other_ports == Some(true) {
-            seen.lets_in_strangers = lets_in_strangers(server, relayed, second, &seen).await;
+            seen.lets_in_strangers = lets_in_strangers(server, relayed, second, seen).await;
         }
     }
-    let (elsewhere, hairpin, behind_another) = tokio::join!(
-        mapped_elsewhere(&one, relayed),
-        async { if mapped == one.local { None } else { Some(meet(&one, mapped, &other, others).await) } },
-        hops::behind_another(server),
-    );
-    (seen.mapped_elsewhere, seen.behind_another) = (elsewhere, behind_another);
-    seen.hairpin = hairpin.filter(|_| mapped.is_ipv4() == one.local.is_ipv4());
-    seen
+    let has_outer = mapped != one.local && mapped.is_ipv4() == one.local.is_ipv4();
+    let hairpin = async { if has_outer { Some(meet(&one, mapped, &other, others).await) } else { None } };
+    (seen.mapped_elsewhere, seen.hairpin, seen.behind_another) =
+        tokio::join!(mapped_elsewhere(&one, relayed), hairpin, hops::behind_another(server));
 }
 
 /// Whether a packet gets in from an address that a socket never wrote to; none if there is no way to find out.
@@ -77,7 +83,11 @@ async fn lets_in_strangers(
     }
     let fresh = Probe::new(server).await.ok()?;
     let at = match second {
-        Some(second) => fresh.ask(resolved(second, server).await?).await.ok()?,
+        Some(second) => {
+            // At the same address it is no other.
+            let second = resolved(second, server).await.filter(|second| second.ip() != server.ip())?;
+            fresh.ask(second).await.ok()?
+        }
         None if seen.keeps_ports? => {
             let nobody = if server.is_ipv4() { NOBODY_V4 } else { NOBODY_V6 };
             // Where there is no NAT, there is no mapping to open: an error is as good.
@@ -90,9 +100,9 @@ async fn lets_in_strangers(
 }
 
 async fn resolved(server: &str, like: SocketAddr) -> Option<SocketAddr> {
-    let with_port =
-        if server.rsplit_once(':').is_some() { server.to_owned() } else { format!("{server}:3478") };
-    lookup_host(with_port).await.ok()?.find(|address| address.is_ipv4() == like.is_ipv4())
+    let uri: Uri = format!("turn:{server}").parse().ok()?;
+    let mut found = lookup_host((uri.host.trim_matches(['[', ']']), uri.port)).await.ok()?;
+    found.find(|address| address.is_ipv4() == like.is_ipv4())
 }
 
 /// As whom the relay sees a socket; that is another port of the server.
