@@ -23,6 +23,7 @@ use relayed::Relayed;
 mod hops; // the routers on the way, by the errors they send
 mod https; // the server by HTTPS, and its certificate
 mod ice; // the list of STUN and TURN servers that the server gives
+mod ipv6; // a relayed address of IPv6
 pub mod local; // this host: rights, kernel, limits
 pub mod nat; // what was seen of a NAT, its kind, and what that means
 mod probing; // what a NAT does with packets
@@ -319,7 +320,8 @@ async fn family_over_udp(
         Check::ok(name, format!("{server} relays at {}", relayed.address())).after(now() - started);
     let checks = vec![allocated, round_trips(&relayed).await];
     // What was seen until then is worth something, too.
-    let _ = timeout(PROBING, probing::observe(server, &relayed, visit.stun.as_deref(), &mut seen)).await;
+    let _ =
+        timeout(PROBING, probing::observe(server, servers, &relayed, visit.stun.as_deref(), &mut seen)).await;
     relayed.release().await;
     (true, checks, Behaviour::of(&seen))
 }

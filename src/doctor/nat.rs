@@ -114,9 +114,13 @@ impl Behaviour {
     /// What the probes saw, put into words.
     #[must_use]
     pub fn of(seen: &Seen) -> Self {
-        let mapping = seen.mapped.zip(seen.mapped_elsewhere).map(|(one, other)| {
-            if one == other { Mapping::EndpointIndependent } else { Mapping::AddressAndPortDependent }
-        });
+        let mapping = match (seen.mapped, seen.mapped_elsewhere) {
+            (Some(one), Some(other)) if one != other => Some(Mapping::AddressAndPortDependent),
+            (Some(_), Some(_)) => Some(Mapping::EndpointIndependent),
+            // Where there is no NAT, there is but one address.
+            (Some(one), None) if seen.local == Some(one) => Some(Mapping::EndpointIndependent),
+            _ => None,
+        };
         let filtering = match (seen.lets_in_strangers, seen.lets_in_other_ports) {
             (Some(true), _) => Some(Filtering::EndpointIndependent),
             (Some(false), Some(true)) => Some(Filtering::AddressDependent),

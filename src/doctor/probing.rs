@@ -22,6 +22,8 @@ use crate::bench::turn::Uri;
 
 use super::{
     hops,
+    ice::Servers,
+    ipv6::Relayed6,
     nat::Seen,
     relayed::{Relayed, any},
 };
@@ -29,6 +31,7 @@ use super::{
 /// How often a packet is sent that may be lost, and how long each is waited for.
 const TRIES: u32 = 4;
 const WAIT: Duration = Duration::from_millis(200);
+const KNOCK: &[u8] = b"knock";
 
 /// Nobody lives at these addresses (RFC 5737, RFC 6666): what is written to them opens a mapping and reaches no one.
 const NOBODY_V4: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)), 9);
@@ -52,16 +55,31 @@ pub(super) async fn mapping(server: SocketAddr, seen: &mut Seen) {
 }
 
 /// All that one server can show of the NAT in front of us. `second` is another STUN server, at another address.
-pub(super) async fn observe(server: SocketAddr, relayed: &Relayed, second: Option<&str>, seen: &mut Seen) {
+pub(super) async fn observe(
+    server: SocketAddr,
+    servers: &Servers,
+    relayed: &Relayed,
+    second: Option<&str>,
+    seen: &mut Seen,
+) {
     let (Ok(one), Ok(other)) = (Probe::new(server).await, Probe::new(server).await) else { return };
     let (Ok(mapped), Ok(others)) = (one.ask(server).await, other.ask(server).await) else { return };
     (seen.local, seen.mapped) = (Some(one.local), Some(mapped));
     seen.keeps_ports = Some(mapped.port() == one.local.port() && others.port() == other.local.port());
     if mapped.is_ipv4() == relayed.address().is_ipv4() {
         // Before it has ever written to the relayed address.
-        seen.lets_in_other_ports = one.is_reached(relayed, mapped).await;
+        seen.lets_in_other_ports = one.is_reached(async || relayed.send(KNOCK, mapped).await).await;
         if seen.lets_in_other_ports == Some(true) {
             seen.lets_in_strangers = lets_in_strangers(server, relayed, second, seen).await;
+        }
+    } else if mapped == one.local {
+        seen.lets_in_other_ports = is_reached_over_ipv6(&one, server, servers).await;
+        if seen.lets_in_other_ports == Some(true) {
+            // Without a NAT, a socket that never wrote to anybody has its address all the same.
+            seen.lets_in_strangers = match Probe::new(server).await {
+                Ok(fresh) => is_reached_over_ipv6(&fresh, server, servers).await,
+                Err(_) => None,
+            };
         }
     }
     let has_outer = mapped != one.local && mapped.is_ipv4() == one.local.is_ipv4();
@@ -96,7 +114,14 @@ async fn lets_in_strangers(
         }
         None => return None,
     };
-    fresh.is_reached(relayed, at).await
+    fresh.is_reached(async || relayed.send(KNOCK, at).await).await
+}
+
+async fn is_reached_over_ipv6(probe: &Probe, server: SocketAddr, servers: &Servers) -> Option<bool> {
+    let relayed = Relayed6::to(probe.local, server, servers).await.ok()?;
+    let reached = probe.is_reached(async || relayed.send(KNOCK).await).await;
+    relayed.release().await;
+    reached
 }
 
 async fn resolved(server: &str, like: SocketAddr) -> Option<SocketAddr> {
@@ -181,11 +206,11 @@ impl Probe {
         Err(format!("no answer to {TRIES} requests"))
     }
 
-    /// Whether packets that the relay sends to this address come in here; none if the relay does not send there.
-    async fn is_reached(&self, relayed: &Relayed, at: SocketAddr) -> Option<bool> {
+    /// Whether packets that the relay sends to it come in; none if the relay does not send there.
+    async fn is_reached(&self, knock: impl AsyncFn() -> Result<(), String>) -> Option<bool> {
         for _ in 0..TRIES {
-            relayed.send(b"knock", at).await.ok()?;
-            if self.hears(b"knock").await {
+            knock().await.ok()?;
+            if self.hears(KNOCK).await {
                 return Some(true);
             }
         }

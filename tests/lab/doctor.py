@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 from appliance import BINARY
-from checks import tell
+from checks import settled, tell
 from kinds import KINDS
 from nat import Lab
 from net import be_root
@@ -54,8 +54,8 @@ def visit(lab, name, site):
     nat = told["nat"][family] or {}
     yield nat.get("kind") == NAMES[name], f"{name}: {nat.get('kind')}: {nat.get('why')}"
     outcomes = {check["name"]: check["outcome"] for check in told["checks"]}
-    through = [check.removesuffix("-ipv6") for check in outcomes if check.startswith("turn-") and outcomes[check] == "ok"]
-    yield sorted(through) == sorted(CHECKS[site.kind.way]), f"{name}: gets through: {', '.join(through)}"
+    through = {check.removesuffix("-ipv6") for check in outcomes if check.startswith("turn-") and outcomes[check] == "ok"}
+    yield through == set(CHECKS[site.kind.way]), f"{name}: gets through: {', '.join(sorted(through))}"
     yield told["ok"], f"{name}: {outcomes}"
     yield told["seconds"] < SECONDS, f"{name}: {told['seconds']} s"
     if site.kind.way == "udp" and name != "nat64":
@@ -67,8 +67,12 @@ def visit(lab, name, site):
         yield nat.get("carrierGrade") == (name == "carrier-grade"), f"{name}: carrier-grade: {nat.get('carrierGrade')}"
     paths = {path["peer"]: path["path"] for path in told["paths"]}
     yield paths["udpBlocked"] == BLOCKED[site.kind.way], f"{name}: {paths}"
-    allocations = sum(value for key, value in lab.appliance.metrics().items() if key.startswith("halfway_allocations{"))
-    yield not allocations, f"{name}: allocations left: {allocations:.0f}"
+    left = settled(lambda: allocations(lab.appliance), lambda left: not left)
+    yield not left, f"{name}: allocations left: {left:.0f}"
+
+
+def allocations(appliance):
+    return sum(value for key, value in appliance.metrics().items() if key.startswith("halfway_allocations{"))
 
 
 def examined(lab, site):

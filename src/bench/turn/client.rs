@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// The one channel of a client.
-pub(super) const CHANNEL: u16 = 0x4000;
+pub(crate) const CHANNEL: u16 = 0x4000;
 
 /// Retransmission over UDP (RFC 8489 §6.2.1): the first after so long, each later one after twice as long as the one before.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
@@ -44,7 +44,7 @@ const MOVES: u32 = 8;
 
 /// What a client asks of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(crate) enum Step {
     Allocate,
     /// Binds the channel.
     Bind(SocketAddr),
@@ -62,7 +62,7 @@ impl Step {
     }
 
     /// As the RFC calls the request.
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Allocate => "Allocate",
             Self::Bind(_) => "ChannelBind",
@@ -73,7 +73,7 @@ impl Step {
 
 /// What became of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Heard {
+pub(crate) enum Heard {
     /// It is none of ours.
     Nothing,
     /// The [request](Client::request) has changed and has to be sent.
@@ -86,7 +86,7 @@ pub(super) enum Heard {
 
 /// What time has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Due {
+pub(crate) enum Due {
     Nothing,
     /// To send the [request](Client::request) again.
     Again,
@@ -95,7 +95,7 @@ pub(super) enum Due {
 }
 
 /// One client.
-pub(super) struct Client {
+pub(crate) struct Client {
     user: TurnUser,
     /// It speaks over a stream.
     reliable: bool,
@@ -128,7 +128,7 @@ struct Pending {
 }
 
 impl Client {
-    pub(super) fn new(user: TurnUser, reliable: bool, ipv6: bool) -> Self {
+    pub(crate) fn new(user: TurnUser, reliable: bool, ipv6: bool) -> Self {
         let (realm, nonce) = (String::new(), String::new());
         Self {
             user,
@@ -146,17 +146,17 @@ impl Client {
     }
 
     /// Its address at the server, once it has one.
-    pub(super) fn relayed(&self) -> Option<SocketAddr> {
+    pub(crate) fn relayed(&self) -> Option<SocketAddr> {
         self.relayed
     }
 
     /// Whether it has released an allocation.
-    pub(super) fn has_released(&self) -> bool {
+    pub(crate) fn has_released(&self) -> bool {
         self.released
     }
 
     /// Begins something, in place of what it had not done yet. Its [request](Self::request) has to be sent.
-    pub(super) fn ask(&mut self, step: Step, now: Instant) -> Result<(), String> {
+    pub(crate) fn ask(&mut self, step: Step, now: Instant) -> Result<(), String> {
         self.begin(step, 0, now)
     }
 
@@ -170,17 +170,17 @@ impl Client {
     }
 
     /// What is to be sent.
-    pub(super) fn request(&self) -> &[u8] {
+    pub(crate) fn request(&self) -> &[u8] {
         self.pending.as_ref().map_or(&[], |pending| &pending.request)
     }
 
     /// Whether it waits for an answer.
-    pub(super) fn is_busy(&self) -> bool {
+    pub(crate) fn is_busy(&self) -> bool {
         self.pending.is_some()
     }
 
     /// What its channel is bound to.
-    pub(super) fn bound(&self) -> Option<SocketAddr> {
+    pub(crate) fn bound(&self) -> Option<SocketAddr> {
         self.bound
     }
 
@@ -214,7 +214,7 @@ impl Client {
     ///
     /// # Errors
     /// One line for people: the request was refused.
-    pub(super) fn hear(&mut self, message: &[u8], now: Instant) -> Result<Heard, String> {
+    pub(crate) fn hear(&mut self, message: &[u8], now: Instant) -> Result<Heard, String> {
         let Ok(message) = Message::from_bytes(message) else { return Ok(Heard::Nothing) };
         let answers = |pending: &mut Pending| pending.id == message.transaction_id() && message.is_response();
         let Some(pending) = self.pending.take_if(answers) else { return Ok(Heard::Nothing) };
@@ -277,7 +277,7 @@ impl Client {
     }
 
     /// To be asked now and then.
-    pub(super) fn due(&mut self, now: Instant) -> Due {
+    pub(crate) fn due(&mut self, now: Instant) -> Due {
         let Some(pending) = &mut self.pending else { return Due::Nothing };
         if now < pending.next {
             return Due::Nothing;
@@ -295,7 +295,7 @@ impl Client {
 }
 
 /// What the channel's packets begin with.
-pub(super) fn header(size: u16) -> [u8; channel_data::HEADER] {
+pub(crate) fn header(size: u16) -> [u8; channel_data::HEADER] {
     channel_data::header(Channel::new(CHANNEL).expect("it is in the range"), size)
 }
 

@@ -17,7 +17,7 @@ use crate::{
 };
 
 mod allocations; // churn and idle: allocations themselves
-mod client; // the client's state machine
+pub(crate) mod client; // the client's state machine
 mod crowd; // clients and peers, on one thread
 mod packets; // to-peer, to-client and pair: what becomes of packets
 mod ping; // round trips
