@@ -66,7 +66,9 @@ pub(super) async fn observe(
     let (Ok(mapped), Ok(others)) = (one.ask(server).await, other.ask(server).await) else { return };
     (seen.local, seen.mapped) = (Some(one.local), Some(mapped));
     seen.keeps_ports = Some(mapped.port() == one.local.port() && others.port() == other.local.port());
-    if mapped.is_ipv4() == relayed.address().is_ipv4() {
+    if mapped.ip() == relayed.address().ip() {
+        // The relay is on this very host, and writes to none of its ports but relayed ones.
+    } else if mapped.is_ipv4() == relayed.address().is_ipv4() {
         // Before it has ever written to the relayed address.
         seen.lets_in_other_ports = one.is_reached(async || relayed.send(KNOCK, mapped).await).await;
         if seen.lets_in_other_ports == Some(true) {

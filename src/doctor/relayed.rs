@@ -151,16 +151,23 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 /// A stream that carries messages, as the client wants it: each with its own length, ChannelData padded to four bytes
 /// (RFC 8656 §12.5).
 struct Framed {
-    reading: Mutex<(ReadHalf<Box<dyn Stream>>, VecDeque<u8>)>,
+    reading: Mutex<Reading>,
     writing: Mutex<WriteHalf<Box<dyn Stream>>>,
     local: SocketAddr,
     server: SocketAddr,
 }
 
+struct Reading {
+    stream: ReadHalf<Box<dyn Stream>>,
+    /// What came behind the message before.
+    held: VecDeque<u8>,
+}
+
 impl Framed {
     fn new(stream: Box<dyn Stream>, local: SocketAddr, server: SocketAddr) -> Self {
-        let (reading, writing) = tokio::io::split(stream);
-        Self { reading: Mutex::new((reading, VecDeque::new())), writing: Mutex::new(writing), local, server }
+        let (stream, writing) = tokio::io::split(stream);
+        let reading = Reading { stream, held: VecDeque::new() };
+        Self { reading: Mutex::new(reading), writing: Mutex::new(writing), local, server }
     }
 }
 
@@ -178,7 +185,7 @@ impl Conn for Framed {
 
     async fn recv(&self, buffer: &mut [u8]) -> webrtc_util::Result<usize> {
         let mut reading = self.reading.lock().await;
-        let (stream, held) = &mut *reading;
+        let Reading { stream, held } = &mut *reading;
         loop {
             if held.len() >= 4 {
                 let (length, padded) = lengths([held[0], held[1], held[2], held[3]]);

@@ -19,6 +19,7 @@ use halfway::{
 mod bench;
 mod certs;
 mod config;
+mod doctor;
 mod first_start;
 
 /// A directory of this test's own, gone at its end.
