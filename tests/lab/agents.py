@@ -145,7 +145,7 @@ def trust(appliance, database):
 
 def page(appliance, options):
     options = {key: value for key, value in options.items() if value not in (None, False)}
-    return f"{appliance.pages}/index.html#{urllib.parse.urlencode({'url': appliance.url, **options})}"
+    return f"{appliance.pages}/{options.pop('page', 'index.html')}#{urllib.parse.urlencode({'url': appliance.url, **options})}"
 
 
 def console(command, home):

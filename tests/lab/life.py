@@ -1,0 +1,116 @@
+"""A call that lasts, whatever happens to its path: nothing that was said is lost, repeated or out of order.
+
+Two browsers talk, relayed, both behind NATs, one of which forgets in 30 s. Meanwhile their links lose 5 %; Halfway ends and
+starts anew; one agent finds itself in another network; and one sleeps for longer than its NAT remembers.
+Usage: life.py [--long]: about two minutes, or five and more.
+"""
+
+import signal
+import subprocess
+import sys
+import time
+
+from checks import tell
+from kinds import FORGETS, KINDS
+from nat import Lab, agent
+from net import be_root, run
+
+PAIR = KINDS["forgetful"], KINDS["symmetric"]
+# Where one of them finds itself in the end.
+ELSEWHERE = KINDS["port-restricted"]
+LOSS = 0.05
+# Seconds that pass quietly after each thing that happens.
+SHORT, LONG = 12, 60
+# What it is given to come back from a thing: 8 s until silence is noticed, some to find another path.
+BACK = 25
+
+
+def main(arguments):
+    quiet = LONG if "--long" in arguments else SHORT
+    with Lab([PAIR, (ELSEWHERE, ELSEWHERE)]) as lab:
+        return tell(life(lab, quiet))
+
+
+def life(lab, quiet):
+    yield from lab.verified()
+    places, directory = lab.places(PAIR), lab.scratch / "life"
+    directory.mkdir()
+    asleep = FORGETS + 8
+    seconds = 6 * quiet + asleep + 2 * BACK
+    options = {"page": "lasting.html", "seconds": seconds}
+    called = agent("chromium", places[1], lab.appliance, "called", directory, **options)
+    caller = agent("chromium", places[0], lab.appliance, "caller", directory, to="called", **options)
+    try:
+        opened = opens(caller)
+        yield opened, "the channel is open"
+        time.sleep(quiet)
+        for happens in (lossy(lab, places, quiet), starts_anew(lab), moves(lab, places[1]), sleeps(caller, asleep)):
+            yield True, next(happens)
+            time.sleep(quiet)
+            next(happens, None)
+        told = [each.result(seconds + 60) for each in (caller, called)]
+    finally:
+        caller.stop()
+        called.stop()
+    for name, one, other in ("caller", *told), ("called", *told[::-1]):
+        yield one["received"] == one["announced"] == other["sent"], f"{name}: {one['received']} of {other['sent']} came"
+        yield one["in_order"], f"{name}: once and in order"
+        longest = f"{name}: the longest silence {one['silence_ms'] / 1_000:.1f} s"
+        yield one["silence_ms"] / 1_000 < asleep + BACK, longest
+        yield one["restarts"] > 0, f"{name}: ICE started again {one['restarts']} times; sessions resumed: {one['resumed']}"
+        yield False in one["resumed"], f"{name}: after the new start, a new session"
+
+
+def opens(caller):
+    """Whether the channel opens; what the console says until then is kept."""
+    for line in caller.process.stdout:
+        caller.log.write(line)
+        if "OPEN" in line and "CONSOLE" in line:
+            return True
+    return False
+
+
+def lossy(lab, places, seconds):
+    for site, _ in places:
+        lab.net.quality(site.number, loss=LOSS)
+    yield f"both links lose {LOSS:.0%} for {seconds} s"
+    for site, _ in places:
+        lab.net.quality(site.number, loss=0.0)
+
+
+def starts_anew(lab):
+    started = time.monotonic()
+    ended = lab.appliance.starts_anew()
+    yield f"Halfway was told to end and did so with {ended}; it is back after {time.monotonic() - started:.1f} s"
+
+
+def moves(lab, place):
+    """An agent's cable is pulled, and put into another router."""
+    (_, namespace), router = place, lab.sites[ELSEWHERE.name][0]
+    network = f"192.168.{router.number + 50}"
+    namespace.ip("link", "del", "eth0")
+    router.router.joins("lan9", namespace, "eth0")
+    router.router.holds("lan9", f"{network}.1/24")
+    namespace.holds("eth0", f"{network}.2/24")
+    namespace.route("default", f"{network}.1")
+    yield f"one agent is in another network, behind {ELSEWHERE.what}"
+
+
+def sleeps(caller, seconds):
+    """Every process of the browser."""
+    family = subprocess.run(["ps", "-o", "pid=", "--ppid", str(caller.process.pid)], capture_output=True, text=True)
+    everybody = [caller.process.pid, *map(int, family.stdout.split())]
+    for parent in everybody:
+        below = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True).stdout.split()
+        everybody += [int(child) for child in below if int(child) not in everybody]
+    for process in everybody:
+        run("kill", f"-{signal.SIGSTOP}", str(process))
+    time.sleep(seconds)
+    for process in everybody:
+        run("kill", f"-{signal.SIGCONT}", str(process))
+    yield f"one agent slept for {seconds} s, its NAT forgot it after {FORGETS}"
+
+
+if __name__ == "__main__":
+    be_root()
+    sys.exit(main(sys.argv[1:]))
