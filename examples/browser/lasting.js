@@ -48,6 +48,7 @@ function watchSignaling() {
 }
 
 async function receive(frame) {
+  if (frame.type === 'error') show('NOTE', `${frame.code}: ${frame.message}`)
   if (frame.seq) {
     seq = frame.seq
     signal({ type: 'received', upTo: seq })

@@ -37,6 +37,9 @@ const LONGEST_ANSWER: usize = 256 * 1024;
 /// A certificate that ends within so many days should have been renewed.
 const RENEWED_DAYS: i64 = 14;
 
+/// What is said of a certificate begins so.
+const CERTIFICATE: &str = "the certificate";
+
 /// A stream, our end of it and the other one.
 type Opened = (SocketAddr, SocketAddr, Box<dyn Stream>);
 
@@ -46,6 +49,8 @@ pub(super) struct Server {
     port: u16,
     proxy: Option<Uri>,
     tls: Arc<ClientConfig>,
+    /// Nobody vouches for it, so that nothing may leave this host.
+    stays_here: bool,
 }
 
 impl Server {
@@ -67,7 +72,7 @@ impl Server {
                 return None;
             }
         };
-        let mut server = Self { host, port, proxy: None, tls: taking_any };
+        let mut server = Self { host, port, proxy: None, tls: taking_any, stays_here: false };
         let started = now();
         let (at, ..) = match server.found(visit, checks).await {
             Ok(opened) => opened,
@@ -77,16 +82,20 @@ impl Server {
                 return None;
             }
         };
-        let way = server.proxy.as_ref().map_or(format!("{at}"), |proxy| format!("through the proxy {proxy}"));
+        let way = server
+            .proxy
+            .as_ref()
+            .map_or(format!("{at}"), |proxy| format!("through the proxy {}", shown(proxy)));
         checks.push(Check::ok("https", way).after(now() - started));
         let taking_any = std::mem::replace(&mut server.tls, trusting);
-        let vouched = server.opened().await.err();
-        checks.push(match &vouched {
-            None => seen.lasts(),
-            Some(problem) => distrusted(problem, visit.insecure, server.proxy.is_none() && is_own(at.ip())),
-        });
-        if vouched.is_some() {
-            server.tls = taking_any;
+        match server.opened().await {
+            Ok(_) => checks.push(seen.lasts()),
+            Err(problem) if problem.starts_with(CERTIFICATE) => {
+                server.tls = taking_any;
+                server.stays_here = server.proxy.is_none() && !visit.insecure && is_own(at.ip());
+                checks.push(distrusted(&problem, visit.insecure, server.stays_here));
+            }
+            Err(problem) => checks.push(Check::fail("https", problem, "it worked a moment ago: try again")),
         }
         checks.iter().all(|check| check.outcome != Outcome::Fail).then_some(server)
     }
@@ -136,6 +145,9 @@ impl Server {
         };
         let addresses = stream.peer_addr().and_then(|server| Ok((server, stream.local_addr()?)));
         let (server, local) = addresses.map_err(|error| error.to_string())?;
+        if self.stays_here && !is_own(server.ip()) {
+            return Err(format!("{server} is not this host, and nobody vouches for it"));
+        }
         let mut tls = ClientConfig::clone(&self.tls);
         tls.alpn_protocols = vec![protocol.to_vec()];
         let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())
@@ -215,10 +227,15 @@ async fn connected(host: &str, port: u16) -> Result<TcpStream, String> {
     Err(format!("{host}:{port}: {problem}"))
 }
 
+/// Without a password that may be in its URL.
+fn shown(proxy: &Uri) -> String {
+    format!("{}:{}", proxy.host().unwrap_or_default(), proxy.port_u16().unwrap_or(80))
+}
+
 /// Asks the proxy for a connection (RFC 9110 §9.3.6).
 async fn through(proxy: &Uri, host: &str, port: u16) -> Result<TcpStream, String> {
     let mut stream = connected(proxy.host().unwrap_or_default(), proxy.port_u16().unwrap_or(80)).await?;
-    let failed = |error: io::Error| format!("the proxy {proxy}: {error}");
+    let failed = |error: io::Error| format!("the proxy {}: {error}", shown(proxy));
     let host =
         if host.contains(':') { format!("[{}]", host.trim_matches(['[', ']'])) } else { host.to_owned() };
     let wanted = format!("CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n");
@@ -233,7 +250,7 @@ async fn through(proxy: &Uri, host: &str, port: u16) -> Result<TcpStream, String
         _ => {
             let line = String::from_utf8_lossy(head.split(|byte| *byte == b'\r').next().unwrap_or_default())
                 .into_owned();
-            Err(format!("the proxy {proxy} refuses {host}:{port}: {line}"))
+            Err(format!("the proxy {} refuses {host}:{port}: {line}", shown(proxy)))
         }
     }
 }

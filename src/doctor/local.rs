@@ -183,14 +183,12 @@ fn offload() -> Check {
 /// The kernel gives ports to whoever asks for any; a relayed address must not be among them.
 fn relay_ports(config: &Config) -> Check {
     let (first, last) = (*config.turn.relay_ports.start(), *config.turn.relay_ports.end());
-    let given = setting("net/ipv4/ip_local_port_range").unwrap_or_default();
-    let mut given = given.split_whitespace().filter_map(|port| port.parse::<u16>().ok());
-    let reserved = setting("net/ipv4/ip_local_reserved_ports").unwrap_or_default();
     let detail = format!("{} from {first} to {last}", config.turn.relay_ports.len());
-    match (given.next(), given.next()) {
-        (Some(from), Some(to))
-            if from <= last && first <= to && !reserved.trim().contains(&format!("{first}-{last}")) =>
-        {
+    let given = setting("net/ipv4/ip_local_port_range").unwrap_or_default().replace(char::is_whitespace, "-");
+    let reserved = setting("net/ipv4/ip_local_reserved_ports").unwrap_or_default();
+    let is_reserved = ranges(&reserved).any(|(from, to)| from <= first && last <= to);
+    match ranges(given.trim_matches('-')).find(|(from, to)| *from <= last && first <= *to) {
+        Some((from, to)) if !is_reserved => {
             let advice = format!(
                 "sysctl -w net.ipv4.ip_local_reserved_ports={first}-{last}, unless something else needs them"
             );
@@ -202,6 +200,14 @@ fn relay_ports(config: &Config) -> Check {
         }
         _ => Check::ok("relay-ports", detail),
     }
+}
+
+/// Ports as the kernel lists them: `A-B,C`.
+fn ranges(list: &str) -> impl Iterator<Item = (u16, u16)> {
+    list.trim().split(',').filter_map(|range| {
+        let (from, to) = range.split_once('-').unwrap_or((range, range));
+        Some((from.parse().ok()?, to.parse().ok()?))
+    })
 }
 
 /// A table that is full drops the packets of new peers. Where there is no table, there is nothing to say.

@@ -40,7 +40,6 @@ const APART: Duration = Duration::from_millis(5);
 const LAST: Duration = Duration::from_millis(600);
 
 /// What is examined, and how.
-#[derive(Clone, Debug)]
 pub struct Visit {
     /// The server's base: `https://HOST[:PORT]`.
     pub url: Uri,
@@ -100,7 +99,10 @@ impl Check {
     }
 
     fn new(name: &str, outcome: Outcome, detail: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { name: name.to_owned(), outcome, detail: detail.into(), advice: advice.into(), took: None }
+        // Some of it was said by the other side, and goes to a terminal.
+        let printable = |text: String| text.chars().filter(|char| !char.is_control()).collect();
+        let (detail, advice) = (printable(detail.into()), printable(advice.into()));
+        Self { name: name.to_owned(), outcome, detail, advice, took: None }
     }
 
     fn after(mut self, took: Duration) -> Self {

