@@ -71,7 +71,7 @@ function welcome({ resumed, session: own, ice, agents }) {
   window.ice = ice
   connection?.setConfiguration(ice)
   // Without the old session there may be none of its allocations either.
-  if (connection && !resumed) mend()
+  if (connection && !resumed) mend({ anew: true })
   if (to && !connection && agents.some(({ agent }) => agent === to)) connect(to)
 }
 
@@ -115,10 +115,14 @@ function watchPath() {
   if (connection && !seen.done && ['disconnected', 'failed'].includes(connection.connectionState)) mend()
 }
 
-async function mend() {
-  if (socket?.readyState !== WebSocket.OPEN || making) return
+/** Who called looks for another path; two who do so at once would only undo each other's work. */
+async function mend({ anew = false } = {}) {
+  if (!to || making || socket?.readyState !== WebSocket.OPEN) return
+  const waits = connection.signalingState === 'have-local-offer'
+  // The same offer again: an answer to either is as good. But of old credentials nothing comes any more.
+  if (waits && !anew) return signal({ type: 'offer', to: peer, sdp: connection.localDescription.sdp })
+  if (waits) await connection.setLocalDescription({ type: 'rollback' })
   story.restarts++
-  if (connection.signalingState === 'have-local-offer') await connection.setLocalDescription({ type: 'rollback' })
   connection.restartIce()
 }
 
