@@ -16,18 +16,15 @@ use tokio::{io::Interest, net::UdpSocket, time::timeout};
 
 use super::{nat::Behind, relayed::any};
 
-/// The first router is our own; those behind it are looked at, this many.
-const LOOKED_AT: std::ops::RangeInclusive<u32> = 2..=4;
+/// The first router is our own; these are behind it.
+const LOOKED_AT: [u32; 3] = [2, 3, 4];
 const WAIT: Duration = Duration::from_millis(600);
 
 /// What kind of private network a packet crosses behind the first router. For IPv4 alone; none if nobody said anything.
 pub(super) async fn behind_another(server: SocketAddr) -> Option<Behind> {
-    let (two, three, four) = {
-        let [two, three, four] = [2, 3, 4].map(|hop| router(server, hop));
-        tokio::join!(two, three, four)
-    };
-    debug_assert_eq!(LOOKED_AT.count(), 3);
-    [two, three, four].into_iter().flatten().find_map(|router| match router {
+    let [two, three, four] = LOOKED_AT.map(|hops| router(server, hops));
+    let routers: [_; 3] = tokio::join!(two, three, four).into();
+    routers.into_iter().flatten().find_map(|router| match router {
         IpAddr::V4(address) if is_carriers(address) => Some(Behind::Carrier),
         IpAddr::V4(address) if address.is_private() => Some(Behind::Private),
         _ => None,

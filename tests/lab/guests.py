@@ -3,11 +3,13 @@
 What stands behind NAT64 and the proxy wants devices and servers that root has; here it is a meeting of two plain NATs.
 """
 
+import os
 import pathlib
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 
 from checks import settled, tell
 from net import run
@@ -25,7 +27,12 @@ def visits():
     both = [started(), started()]
     yield all(finished(process) for process in both), "two runs side by side"
     yield finished(started(*UNPRIVILEGED)), "a run of somebody who is not root"
-    killed = started()
+    with tempfile.TemporaryDirectory(prefix="halfway-lab-") as scratch:
+        yield from killed_in_the_middle(scratch)
+
+
+def killed_in_the_middle(scratch):
+    killed = started(scratch=scratch)
     # Its first line comes when everything is up.
     killed.stdout.readline()
     there = namespaces(killed)
@@ -33,12 +40,13 @@ def visits():
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     yield bool(there and running), f"a run of {len(there)} namespaces and {len(running)} processes is killed"
-    left = settled(lambda: namespaces(killed) + list(filter(alive, running)), lambda left: not left)
+    left = settled(lambda: [*namespaces(killed), *filter(alive, running), *os.listdir(scratch)], lambda left: not left)
     yield not left, f"left of it: {left or 'nothing'}"
 
 
-def started(*room):
-    return subprocess.Popen([*room, *MEETING], stdout=subprocess.PIPE, text=True)
+def started(*room, scratch=None):
+    environment = {**os.environ, **({"TMPDIR": scratch} if scratch else {})}
+    return subprocess.Popen([*room, *MEETING], stdout=subprocess.PIPE, text=True, env=environment)
 
 
 def finished(process):

@@ -16,11 +16,7 @@ NAMES = {"turn.lab": PUBLIC, "pages.lab": PAGES}
 
 
 class Internet(Net):
-    """The core, Halfway's namespace `public`, and sites by number. What they keep in files is in `scratch`."""
-
-    def __init__(self, scratch):
-        super().__init__()
-        self.scratch = scratch
+    """The core, Halfway's namespace `public`, and sites by number."""
 
     def __enter__(self):
         super().__enter__()

@@ -19,6 +19,7 @@ for name in $(ip netns list | sed -n "s/^\\($1-[a-z0-9]*\\).*/\\1/p"); do
     rm -rf "/etc/netns/$name"
 done
 rmdir /etc/netns 2>/dev/null
+rm -rf "$2"
 """
 
 # Where an unprivileged user is root: with a place for namespaces, and an /etc to put files in.
@@ -105,14 +106,14 @@ class Namespace:
 
 
 class Net:
-    """The public namespace and its sites."""
+    """The public namespace and its sites. A directory `scratch` goes with them."""
 
-    def __init__(self):
-        self.id = f"hw{os.getpid()}"
+    def __init__(self, scratch=""):
+        self.id, self.scratch = f"hw{os.getpid()}", scratch
 
     def __enter__(self):
         # In a session of its own, so that what ends us does not end it.
-        command = ["sh", "-c", REMOVE, "sh", self.id]
+        command = ["sh", "-c", REMOVE, "sh", self.id, str(self.scratch)]
         self.remover = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         try:
             self.public = self.namespace("public")
