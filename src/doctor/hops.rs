@@ -14,7 +14,7 @@ use nix::{
 };
 use tokio::{io::Interest, net::UdpSocket, time::timeout};
 
-use super::{nat::Behind, relayed::any};
+use super::{any, nat::Behind};
 
 /// The first router is our own; these are behind it.
 const LOOKED_AT: [u32; 3] = [2, 3, 4];

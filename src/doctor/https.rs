@@ -21,7 +21,7 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, lookup_host},
     task::JoinSet,
     time::timeout,
@@ -29,7 +29,7 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 use x509_parser::parse_x509_certificate;
 
-use super::{Check, Outcome, PATIENCE, Visit, now, relayed::Stream};
+use super::{Check, Outcome, PATIENCE, Visit, now};
 use crate::{bench::client_of, clock, host::Host};
 
 /// An answer longer than that is none of ours, in bytes.
@@ -39,6 +39,10 @@ const RENEWED_DAYS: i64 = 14;
 
 /// What is said of a certificate begins so.
 const CERTIFICATE: &str = "the certificate";
+
+/// Bytes as they come, with TLS or without.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// A stream, our end of it and the other one.
 type Opened = (SocketAddr, SocketAddr, Box<dyn Stream>);

@@ -106,7 +106,7 @@ async fn addresses(uri: &Uri) -> Vec<SocketAddr> {
 
 /// Connecting a datagram socket asks the routes and sends nothing.
 fn has_way(to: SocketAddr) -> bool {
-    let socket = std::net::UdpSocket::bind(super::relayed::any(to));
+    let socket = std::net::UdpSocket::bind(super::any(to));
     socket.is_ok_and(|socket| socket.connect(to).is_ok())
 }
 

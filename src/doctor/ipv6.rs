@@ -7,7 +7,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{PATIENCE, ice::Servers, now, relayed::any};
+use super::{PATIENCE, any, ice::Servers, now};
 use crate::{
     bench::turn::client::{Client, Due, Heard, Step, header},
     credentials::turn_rest::TurnUser,

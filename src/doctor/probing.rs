@@ -20,13 +20,7 @@ use tokio::{
 
 use crate::bench::turn::Uri;
 
-use super::{
-    hops,
-    ice::Servers,
-    ipv6::Relayed6,
-    nat::Seen,
-    relayed::{Relayed, any},
-};
+use super::{any, hops, ice::Servers, ipv6::Relayed6, nat::Seen, relayed::Relayed};
 
 /// How often a packet is sent that may be lost, and how long each is waited for.
 const TRIES: u32 = 4;

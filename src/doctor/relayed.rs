@@ -10,7 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf},
+    io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf},
     net::UdpSocket,
     sync::Mutex,
     time::{sleep, timeout},
@@ -18,7 +18,12 @@ use tokio::{
 use turn::client::{Client, ClientConfig};
 use webrtc_util::Conn;
 
-use super::{https::Server, ice::Servers, now};
+use super::{
+    any,
+    https::{Server, Stream},
+    ice::Servers,
+    now,
+};
 use crate::bench::turn::Transport;
 
 /// The largest message: a length of 16 bits behind a header of 20 bytes.
@@ -138,15 +143,6 @@ impl Relayed {
         let _ = self.client.close().await;
     }
 }
-
-/// Any port of our own, in the family of the server.
-pub(super) fn any(server: SocketAddr) -> SocketAddr {
-    if server.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0; 16], 0).into() }
-}
-
-/// Bytes as they come, with TLS or without.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// A stream that carries messages, as the client wants it: each with its own length, ChannelData padded to four bytes
 /// (RFC 8656 §12.5).
