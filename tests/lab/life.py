@@ -18,7 +18,8 @@ from net import be_root, run
 PAIR = KINDS["forgetful"], KINDS["symmetric"]
 # Where one of them finds itself in the end.
 ELSEWHERE = KINDS["port-restricted"]
-LOSS = 0.05
+# Of packets, and seconds by which some come later than others.
+LOSS, JITTER = 0.05, 0.02
 # Seconds that pass quietly after each thing that happens.
 SHORT, LONG = 12, 60
 # What it is given to come back from a thing: 8 s until silence is noticed, some to find another path.
@@ -65,10 +66,10 @@ def life(lab, quiet, events):
 
 def lossy(lab, places, caller):
     for site, _ in places:
-        lab.net.quality(site.number, loss=LOSS)
-    yield f"both links lose {LOSS:.0%}"
+        lab.net.quality(site.number, loss=LOSS, jitter=JITTER)
+    yield f"both links lose {LOSS:.0%}, and hold packets up for {JITTER * 1_000:.0f} ms now and then"
     for site, _ in places:
-        lab.net.quality(site.number, loss=0.0)
+        lab.net.quality(site.number, loss=0.0, jitter=0.0)
 
 
 def starts_anew(lab, places, caller):
