@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Bytes as they come, with TLS or without.
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// Where agents connect, and how they prove who they are.

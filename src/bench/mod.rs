@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::clock;
 
-mod agent; // one agent of the load: connects, speaks, hears
+pub(crate) mod agent; // one agent of the load: connects, speaks, hears
 pub mod signal; // agents over WSS: idle, in pairs, in rooms, back after a restart
 pub mod turn; // clients and peers of a TURN server: packets, round trips, allocations
 
@@ -115,15 +115,21 @@ fn cpu(stat: &str) -> Option<Duration> {
 
 /// What a client of TLS trusts: the certificates of a file.
 fn trust(ca: &Path) -> Result<Arc<ClientConfig>, String> {
+    let mut roots = RootCertStore::empty();
+    trust_file(&mut roots, ca)?;
+    client_of(roots)
+}
+
+/// Adds the certificates of a file.
+pub(crate) fn trust_file(roots: &mut RootCertStore, ca: &Path) -> Result<(), String> {
     let pem = fs::read(ca).map_err(|error| {
         format!("{} cannot be read: {error}: name the server's certificate with --ca", ca.display())
     })?;
-    let mut roots = RootCertStore::empty();
     for cert in CertificateDer::pem_slice_iter(&pem) {
         let cert = cert.map_err(|error| format!("{}: {error}", ca.display()))?;
         roots.add(cert).map_err(|error| format!("{}: {error}", ca.display()))?;
     }
-    client_of(roots)
+    Ok(())
 }
 
 /// A client of TLS that trusts these.

@@ -1,7 +1,7 @@
 //! The server by HTTPS: directly, or through a proxy; and who vouches for it.
 
 use std::{
-    fs, io,
+    io,
     net::{IpAddr, SocketAddr},
     path::Path,
     sync::{Arc, Mutex, PoisonError},
@@ -18,10 +18,10 @@ use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::CryptoProvider,
-    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
+    pki_types::{CertificateDer, ServerName, UnixTime},
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, lookup_host},
     task::JoinSet,
     time::timeout,
@@ -30,7 +30,11 @@ use tokio_rustls::TlsConnector;
 use x509_parser::parse_x509_certificate;
 
 use super::{Check, Outcome, PATIENCE, Visit, now};
-use crate::{bench::client_of, clock, host::Host};
+use crate::{
+    bench::{agent::Stream, client_of, trust_file},
+    clock,
+    host::Host,
+};
 
 /// An answer longer than that is none of ours, in bytes.
 const LONGEST_ANSWER: usize = 256 * 1024;
@@ -40,11 +44,7 @@ const RENEWED_DAYS: i64 = 14;
 /// What is said of a certificate begins so.
 const CERTIFICATE: &str = "the certificate";
 
-/// Bytes as they come, with TLS or without.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
-
-/// A stream, our end of it and the other one.
+/// The other end of a stream, our own, and the stream.
 type Opened = (SocketAddr, SocketAddr, Box<dyn Stream>);
 
 /// The server, and the way to it.
@@ -126,10 +126,6 @@ impl Server {
         })
     }
 
-    pub(super) fn is_proxied(&self) -> bool {
-        self.proxy.is_some()
-    }
-
     /// The name to ask for, with the port if it is not that of HTTPS.
     pub(super) fn authority(&self) -> String {
         let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
@@ -147,8 +143,7 @@ impl Server {
             Some(proxy) => through(proxy, host, port).await?,
             None => connected(host, port).await?,
         };
-        let addresses = stream.peer_addr().and_then(|server| Ok((server, stream.local_addr()?)));
-        let (server, local) = addresses.map_err(|error| error.to_string())?;
+        let (server, local) = ends(&stream)?;
         if self.stays_here && !is_own(server.ip()) {
             return Err(format!("{server} is not this host, and nobody vouches for it"));
         }
@@ -160,14 +155,6 @@ impl Server {
             .connect(name, stream)
             .await
             .map_err(|error| explained(&error))?;
-        Ok((server, local, Box::new(stream)))
-    }
-
-    /// A connection over TCP; a proxy passes none of these.
-    pub(super) async fn tcp_beside_proxy(&self, host: &str, port: u16) -> Result<Opened, String> {
-        let stream = connected(host, port).await?;
-        let addresses = stream.peer_addr().and_then(|server| Ok((server, stream.local_addr()?)));
-        let (server, local) = addresses.map_err(|error| error.to_string())?;
         Ok((server, local, Box::new(stream)))
     }
 
@@ -231,6 +218,19 @@ async fn connected(host: &str, port: u16) -> Result<TcpStream, String> {
     Err(format!("{host}:{port}: {problem}"))
 }
 
+/// A connection over TCP; a proxy passes none of these.
+pub(super) async fn tcp(host: &str, port: u16) -> Result<Opened, String> {
+    let stream = connected(host, port).await?;
+    let (server, local) = ends(&stream)?;
+    Ok((server, local, Box::new(stream)))
+}
+
+/// The other end of it, and ours.
+fn ends(stream: &TcpStream) -> Result<(SocketAddr, SocketAddr), String> {
+    let ends = stream.peer_addr().and_then(|server| Ok((server, stream.local_addr()?)));
+    ends.map_err(|error| error.to_string())
+}
+
 /// Without a password that may be in its URL.
 fn shown(proxy: &Uri) -> String {
     format!("{}:{}", proxy.host().unwrap_or_default(), proxy.port_u16().unwrap_or(80))
@@ -268,11 +268,7 @@ fn roots(ca: Option<&Path>) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if let Some(ca) = ca {
-        let pem = fs::read(ca).map_err(|error| format!("{} cannot be read: {error}", ca.display()))?;
-        for certificate in CertificateDer::pem_slice_iter(&pem) {
-            let certificate = certificate.map_err(|error| format!("{}: {error}", ca.display()))?;
-            roots.add(certificate).map_err(|error| format!("{}: {error}", ca.display()))?;
-        }
+        trust_file(&mut roots, ca)?;
     }
     Ok(roots)
 }

@@ -80,23 +80,15 @@ impl Servers {
 
     /// What the list names, for people.
     fn summary(&self) -> String {
-        let mut ways: Vec<_> = self
-            .turn
-            .iter()
-            .map(|uri| match uri.transport {
-                Transport::Udp => "UDP",
-                Transport::Tcp => "TCP",
-                Transport::Tls => "TLS",
-            })
-            .collect();
+        let mut ways: Vec<_> = self.turn.iter().map(|uri| uri.transport.name()).collect();
         ways.dedup();
         format!("TURN over {}", ways.join(", "))
     }
 }
 
 /// One of each family that this host has a way to.
-async fn addresses(uri: &Uri) -> Vec<SocketAddr> {
-    let Ok(found) = lookup_host((uri.host.trim_matches(['[', ']']), uri.port)).await else {
+pub(super) async fn addresses(uri: &Uri) -> Vec<SocketAddr> {
+    let Ok(found) = lookup_host((&*uri.host, uri.port)).await else {
         return Vec::new();
     };
     let found: Vec<_> = found.collect();

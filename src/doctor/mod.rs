@@ -88,12 +88,7 @@ async fn examined(visit: &Visit, diagnosis: &mut Diagnosis) {
         over_stream(&servers, Transport::Tcp, &server),
         over_stream(&servers, Transport::Tls, &server),
     );
-    let reach = Reach {
-        udp: udp.works,
-        tcp: tcp.outcome == Outcome::Ok,
-        tls: tls.outcome == Outcome::Ok,
-        proxied: server.is_proxied(),
-    };
+    let reach = Reach { udp: udp.works, tcp: tcp.outcome == Outcome::Ok, tls: tls.outcome == Outcome::Ok };
     diagnosis.checks.push(signaling);
     diagnosis.checks.extend(stun);
     diagnosis.checks.extend(udp.checks);
@@ -116,13 +111,14 @@ fn weigh(checks: &mut [Check], reach: Reach) {
     for check in checks.iter_mut().filter(|check| check.outcome == Outcome::Fail) {
         if check.name.starts_with("turn-") || check.name.starts_with("stun-") || check.name == "relay" {
             check.outcome = Outcome::Warn;
-            check.advice = format!(
-                "agents here reach the relay over {}, which is slower than UDP",
-                reach.ways().join(" or ")
-            );
-            if reach.udp {
-                "nothing for agents here, who use UDP; others may depend on it".clone_into(&mut check.advice);
-            }
+            check.advice = if reach.udp {
+                "nothing for agents here, who use UDP; others may depend on it".to_owned()
+            } else {
+                format!(
+                    "agents here reach the relay over {}, which is slower than UDP",
+                    reach.ways().join(" or ")
+                )
+            };
         }
     }
 }
@@ -206,18 +202,17 @@ async fn family_over_udp(
 }
 
 async fn over_stream(servers: &Servers, transport: Transport, server: &Server) -> Check {
-    let (name, what) = if transport == Transport::Tcp { ("turn-tcp", "TCP") } else { ("turn-tls", "TLS") };
+    let name = if transport == Transport::Tcp { "turn-tcp" } else { "turn-tls" };
     let Some((host, port)) = servers.first(transport) else {
         let advice = "give the server a certificate that agents trust: some networks let nothing out but TLS";
-        return Check::warn(name, format!("the list names no TURN server over {what}"), advice);
+        return Check::warn(name, format!("the list names no TURN server over {}", transport.name()), advice);
     };
     let (started, at) = (now(), format!("{host}:{port}"));
     let asked = async {
         let relayed = Relayed::over_stream(&host, port, transport, server, servers).await?;
-        let echoed = relayed.echo(1, APART, LAST).await?;
-        let address = relayed.address();
+        let (echoed, address) = (relayed.echo(1, APART, LAST).await, relayed.address());
         relayed.release().await;
-        if echoed.is_empty() {
+        if echoed?.is_empty() {
             Err("what was sent through it did not come back".to_owned())
         } else {
             Ok(address)

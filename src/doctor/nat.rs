@@ -4,6 +4,8 @@ use std::{fmt, net::SocketAddr};
 
 use serde_json::{Value, json};
 
+use crate::bench::turn::Transport;
+
 /// What the probes saw, as far as they could.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
@@ -213,8 +215,6 @@ pub struct Reach {
     pub udp: bool,
     pub tcp: bool,
     pub tls: bool,
-    /// TLS goes through an HTTPS proxy.
-    pub proxied: bool,
 }
 
 impl Reach {
@@ -226,8 +226,8 @@ impl Reach {
     /// Their names.
     #[must_use]
     pub fn ways(self) -> Vec<&'static str> {
-        let named = [(self.udp, "UDP"), (self.tcp, "TCP"), (self.tls, "TLS")];
-        named.into_iter().filter(|(works, _)| *works).map(|(_, name)| name).collect()
+        let ways = [(self.udp, Transport::Udp), (self.tcp, Transport::Tcp), (self.tls, Transport::Tls)];
+        ways.into_iter().filter(|(works, _)| *works).map(|(_, way)| way.name()).collect()
     }
 
     fn best(self) -> Way {
@@ -428,7 +428,7 @@ mod tests {
 
     #[test]
     fn hole_punching_fails_where_both_sides_look_at_ports_and_one_changes_them() {
-        let reach = Reach { udp: true, tcp: true, tls: true, proxied: false };
+        let reach = Reach { udp: true, tcp: true, tls: true };
         let (here, out, other) = ("10.0.0.2:5000", "5.9.1.2:5000", "5.9.1.2:6000");
         let way = |behaviour: &Seen, peer| path(peer, Some(&Behaviour::of(behaviour)), reach).way;
         let restricted = seen(here, out, out, Some(false), Some(false));

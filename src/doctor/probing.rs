@@ -13,14 +13,17 @@ use stun::{
     message::{BINDING_REQUEST, Getter, Message},
     xoraddr::XorMappedAddress,
 };
-use tokio::{
-    net::{UdpSocket, lookup_host},
-    time::timeout,
-};
+use tokio::{net::UdpSocket, time::timeout};
 
 use crate::bench::turn::Uri;
 
-use super::{any, hops, ice::Servers, ipv6::Relayed6, nat::Seen, relayed::Relayed};
+use super::{
+    any, hops,
+    ice::{Servers, addresses},
+    ipv6::Relayed6,
+    nat::Seen,
+    relayed::Relayed,
+};
 
 /// How often a packet is sent that may be lost, and how long each is waited for.
 const TRIES: u32 = 4;
@@ -122,8 +125,7 @@ async fn is_reached_over_ipv6(probe: &Probe, server: SocketAddr, servers: &Serve
 
 async fn resolved(server: &str, like: SocketAddr) -> Option<SocketAddr> {
     let uri: Uri = format!("turn:{server}").parse().ok()?;
-    let mut found = lookup_host((uri.host.trim_matches(['[', ']']), uri.port)).await.ok()?;
-    found.find(|address| address.is_ipv4() == like.is_ipv4())
+    addresses(&uri).await.into_iter().find(|address| address.is_ipv4() == like.is_ipv4())
 }
 
 /// As whom the relay sees a socket; that is another port of the server.

@@ -20,11 +20,11 @@ use webrtc_util::Conn;
 
 use super::{
     any,
-    https::{Server, Stream},
+    https::{Server, tcp},
     ice::Servers,
     now,
 };
-use crate::bench::turn::Transport;
+use crate::bench::{agent::Stream, turn::Transport};
 
 /// The largest message: a length of 16 bits behind a header of 20 bytes.
 const LARGEST: usize = 20 + 65_535;
@@ -57,7 +57,7 @@ impl Relayed {
     ) -> Result<Self, String> {
         let (server, local, stream) = match transport {
             Transport::Tls => through.tls(host, port, b"stun.turn").await?,
-            _ => through.tcp_beside_proxy(host, port).await?,
+            _ => tcp(host, port).await?,
         };
         Self::allocated(server, Arc::new(Framed::new(stream, local, server)), servers).await
     }

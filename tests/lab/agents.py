@@ -4,7 +4,6 @@ import functools
 import http.server
 import json
 import os
-import pathlib
 import queue
 import re
 import socket
@@ -96,7 +95,7 @@ class Agent:
 
 
 def reported(line):
-    """The result in a line of a browser's console, if it is there. Chromium prints the text as it is, Firefox as a string of JSON."""
+    """The result in a line of a browser's console, if it is there. Chromium prints the text, Firefox a string of JSON."""
     if found := re.search(r'CONSOLE[^"]*"RESULT (\{.*\})"', line):
         return found[1]
     if found := re.search(r'console\.log: ("RESULT .*")', line):

@@ -71,10 +71,6 @@ class Site:
         self.processes = []
         self.router.forwards()
         net.hang(number, self.router)
-        if 4 in kind.families and kind.nat:
-            self.number_privately()
-        if not kind.nat:
-            self.number_publicly()
         BUILD[kind.name](self)
         self.router.rules(TALLY)
         for agent in self.agents:
@@ -86,31 +82,30 @@ class Site:
             return {name: [f"{NAT64}{addresses[4]}"] for name, addresses in NAMES.items()}
         return {name: [addresses[family] for family in self.kind.families] for name, addresses in NAMES.items()}
 
-    def number_privately(self):
-        """Private networks, one for each agent, or one for both."""
+    def number_privately(self, router):
+        """Private networks behind a router, one for each agent, or one for both."""
         if self.kind.near:
-            self.router.ip("link", "add", "lan", "type", "bridge")
-            self.router.holds("lan", f"192.168.{self.number}.1/24")
+            return self.number_one_lan(router)
         for at, agent in enumerate(self.agents):
-            network = f"192.168.{self.number + (0 if self.kind.near else 100 * at)}"
-            self.router.joins(f"lan{at}", agent, "eth0")
+            network = f"192.168.{self.number + 100 * at}"
+            router.serves(f"lan{at}", agent, "eth0", (f"{network}.1/24", f"{network}.{2 + at}/24"))
+
+    def number_one_lan(self, router):
+        network = f"192.168.{self.number}"
+        router.ip("link", "add", "lan", "type", "bridge")
+        router.holds("lan", f"{network}.1/24")
+        for at, agent in enumerate(self.agents):
+            router.joins(f"lan{at}", agent, "eth0")
+            router.ip("link", "set", f"lan{at}", "master", "lan", "up")
             agent.holds("eth0", f"{network}.{2 + at}/24")
-            if self.kind.near:
-                self.router.ip("link", "set", f"lan{at}", "master", "lan", "up")
-            else:
-                self.router.holds(f"lan{at}", f"{network}.1/24")
             agent.route("default", f"{network}.1")
 
     def number_publicly(self):
         """Addresses that all the world can reach, unless the router minds."""
         addresses = {4: ("5.9.{}.129/25", "5.9.{}.130/25"), 6: ("2a0f:9:{}:1::1/64", "2a0f:9:{}:1::2/64")}
         (agent,) = self.agents
-        self.router.joins("lan0", agent, "eth0")
-        for family in self.kind.families:
-            upper, lower = (address.format(self.number) for address in addresses[family])
-            self.router.holds("lan0", upper)
-            agent.holds("eth0", lower)
-            agent.route("default", upper.split("/")[0])
+        pairs = ([address.format(self.number) for address in addresses[family]] for family in self.kind.families)
+        self.router.serves("lan0", agent, "eth0", *pairs)
 
     @property
     def outer(self):
@@ -227,63 +222,57 @@ def translate(router, before="", after="", how=""):
     router.rules(NAT.format(before=before, after=after, how=how))
 
 
+def private(site, forward="", input="", **nat):
+    """Agents with private addresses, behind a router that translates."""
+    site.number_privately(site.router)
+    guard(site.router, forward, input)
+    translate(site.router, **nat)
+
+
+def public(site):
+    site.number_publicly()
+
+
 def full_cone(site):
-    guard(site.router)
-    translate(site.router, f'iifname "wan" {TO_WHOM_IT_BELONGS}')
+    private(site, before=f'iifname "wan" {TO_WHOM_IT_BELONGS}')
 
 
 def address_restricted(site):
-    guard(site.router)
-    translate(site.router, f'iifname "wan" udp dport . ip saddr @spoken {TO_WHOM_IT_BELONGS}')
-
-
-def port_restricted(site):
-    guard(site.router)
-    translate(site.router)
+    private(site, before=f'iifname "wan" udp dport . ip saddr @spoken {TO_WHOM_IT_BELONGS}')
 
 
 def symmetric(site):
-    guard(site.router)
-    translate(site.router, how="fully-random")
+    private(site, how="fully-random")
 
 
 def carrier_grade(site):
     """The link to the core is the carrier's; the router that the agent knows is one further in."""
-    carrier = site.router
-    port_restricted(site)
-    home, (agent,) = site.net.namespace(f"s{site.number}home"), site.agents
-    network = f"192.168.{site.number}"
-    carrier.ip("link", "del", "lan0")
-    carrier.joins("lan0", home, "wan")
-    carrier.holds("lan0", f"100.64.{site.number}.1/24")
-    home.holds("wan", f"100.64.{site.number}.2/24")
-    home.route("default", f"100.64.{site.number}.1")
-    home.joins("lan0", agent, "eth0")
-    home.holds("lan0", f"{network}.1/24")
-    agent.holds("eth0", f"{network}.2/24")
-    agent.route("default", f"{network}.1")
+    home = site.net.namespace(f"s{site.number}home")
     home.forwards()
-    guard(home)
-    translate(home)
+    network = f"100.64.{site.number}"
+    site.router.serves("lan0", home, "wan", (f"{network}.1/24", f"{network}.2/24"))
+    site.number_privately(home)
+    for router in site.router, home:
+        guard(router)
+        translate(router)
 
 
 def forgetful(site):
-    port_restricted(site)
+    private(site)
     for timeout in "udp_timeout", "udp_timeout_stream":
         site.router.sysctl(f"net.netfilter.nf_conntrack_{timeout}", FORGETS)
 
 
 def no_udp(site):
-    guard(site.router, "meta l4proto udp drop;")
-    translate(site.router)
+    private(site, "meta l4proto udp drop;")
 
 
 def only_443(site):
-    guard(site.router, 'iifname "lan0" tcp dport != 443 drop; meta l4proto != tcp drop;')
-    translate(site.router)
+    private(site, 'iifname "lan0" tcp dport != 443 drop; meta l4proto != tcp drop;')
 
 
 def proxy(site):
+    site.number_privately(site.router)
     guard(site.router, "drop;")
     site.router.resolves({name: [addresses[4]] for name, addresses in NAMES.items()})
     settings = site.net.scratch / f"proxy{site.number}.conf"
@@ -293,16 +282,14 @@ def proxy(site):
 
 
 def ipv6(site):
+    public(site)
     guard(site.router)
 
 
 def nat64(site):
     """Inside, an address of no meaning elsewhere; the translator has one of its own for each agent, which is then shared."""
     (agent,) = site.agents
-    site.router.joins("lan0", agent, "eth0")
-    site.router.holds("lan0", f"fd64:{site.number}::1/64")
-    agent.holds("eth0", f"fd64:{site.number}::2/64")
-    agent.route("default", f"fd64:{site.number}::1")
+    site.router.serves("lan0", agent, "eth0", (f"fd64:{site.number}::1/64", f"fd64:{site.number}::2/64"))
     guard(site.router)
     translate(site.router)
     state = site.net.scratch / f"nat64-{site.number}"
@@ -321,24 +308,23 @@ def nat64(site):
 
 def hairpin(site):
     """What is for the outer address comes back in, and seems to come from there."""
-    guard(site.router, 'iifname "lan*" oifname "lan*" ct status ! dnat drop;')
-    translate(
-        site.router,
-        f'iifname "lan*" ip daddr {site.outer} {TO_WHOM_IT_BELONGS}',
-        f'oifname "lan*" ct status dnat snat to {site.outer};',
+    private(
+        site,
+        'iifname "lan*" oifname "lan*" ct status ! dnat drop;',
+        before=f'iifname "lan*" ip daddr {site.outer} {TO_WHOM_IT_BELONGS}',
+        after=f'oifname "lan*" ct status dnat snat to {site.outer};',
     )
 
 
 def no_hairpin(site):
-    guard(site.router, 'iifname "lan*" oifname "lan*" drop;', f'iifname "lan*" ip daddr {site.outer} drop;')
-    translate(site.router)
+    private(site, 'iifname "lan*" oifname "lan*" drop;', f'iifname "lan*" ip daddr {site.outer} drop;')
 
 
 BUILD = {
-    "none": lambda site: None,
+    "none": public,
     "full-cone": full_cone,
     "address-restricted": address_restricted,
-    "port-restricted": port_restricted,
+    "port-restricted": private,
     "symmetric": symmetric,
     "carrier-grade": carrier_grade,
     "forgetful": forgetful,
@@ -347,7 +333,7 @@ BUILD = {
     "proxy": proxy,
     "ipv6": ipv6,
     "nat64": nat64,
-    "one-lan": port_restricted,
+    "one-lan": private,
     "hairpin": hairpin,
     "no-hairpin": no_hairpin,
 }

@@ -83,10 +83,7 @@ def moves(lab, places, caller):
     (_, namespace), router = places[1], lab.sites[ELSEWHERE.name][0]
     network = f"192.168.{router.number + 50}"
     namespace.ip("link", "del", "eth0")
-    router.router.joins("lan9", namespace, "eth0")
-    router.router.holds("lan9", f"{network}.1/24")
-    namespace.holds("eth0", f"{network}.2/24")
-    namespace.route("default", f"{network}.1")
+    router.router.serves("lan9", namespace, "eth0", (f"{network}.1/24", f"{network}.2/24"))
     yield f"one agent is in another network, behind {ELSEWHERE.what}"
 
 

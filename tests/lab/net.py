@@ -95,6 +95,13 @@ class Namespace:
             self.ip("addr", "add", address, "dev", interface, *(["nodad"] if ":" in address else []))
         self.ip("link", "set", interface, "up")
 
+    def serves(self, interface, below, others_interface, *addresses):
+        """A link to a namespace whose way out this one is. Addresses are pairs, with their networks: ours, and its own."""
+        self.joins(interface, below, others_interface)
+        self.holds(interface, *(own for own, _ in addresses))
+        below.holds(others_interface, *(theirs for _, theirs in addresses))
+        below.route("default", *(own.split("/")[0] for own, _ in addresses))
+
     def route(self, destination, *gateways):
         """The way to somewhere, or for `default` to everywhere else."""
         for gateway in gateways:
@@ -153,10 +160,8 @@ class Net:
     def link(self, upper, lower, number):
         """Joins two namespaces; the lower one's way out is the upper one."""
         inside, outside = f"{self.id}i{number}", f"{self.id}o{number}"
-        upper.joins(outside, lower, inside)
-        for namespace, link, last in (upper, outside, 1), (lower, inside, 2):
-            namespace.holds(link, f"10.70.{number}.{last}/24", f"fd70:{number}::{last}/64")
-        lower.route("default", f"10.70.{number}.1", f"fd70:{number}::1")
+        networks = f"10.70.{number}.{{}}/24", f"fd70:{number}::{{}}/64"
+        upper.serves(outside, lower, inside, *((network.format(1), network.format(2)) for network in networks))
 
     def forward_one_to_one(self, site):
         """The public IPv4 address stands for `site`, whose own is private; sites see each other through the router."""

@@ -14,6 +14,18 @@ pub enum Transport {
     Tls,
 }
 
+impl Transport {
+    /// As people call it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Udp => "UDP",
+            Self::Tcp => "TCP",
+            Self::Tls => "TLS",
+        }
+    }
+}
+
 /// Where clients go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Uri {
