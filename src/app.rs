@@ -3,9 +3,10 @@
 //! Start: keys, addresses, listeners, then `ready`. Stop: nobody new, tell the agents, wait, end.
 
 use std::{
-    io,
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    convert::Infallible,
+    mem,
+    net::SocketAddr,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -14,15 +15,14 @@ use std::{
 };
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
-    net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
-    sync::watch,
+    sync::{Notify, watch},
+    task::JoinHandle,
 };
 
 use crate::{
-    clock,
+    acme, clock,
     commands::quick_start::QuickStart,
     config::Config,
     credentials::{
@@ -32,117 +32,316 @@ use crate::{
     },
     data_dir::DataDir,
     door::{self, Door, ToRelay, admission::Admission},
-    host::{Host, Relays, cannot_listen},
+    host::{Host, Relays},
     http::{
-        self, Entrance, Front,
+        self, Entrance, Front, Operator, Terms,
         ice::{IceOffer, ice_list},
         websocket::exchange::Exchange,
     },
-    metrics,
+    logging, metrics,
     relay::{Relay, RelayConfig},
     systemd,
-    tls::{Certificate, self_signed},
     turn::{
         nonce::Nonces,
         policy::{LivePorts, Policy},
-        quota::{Limits, Quotas},
+        quota::Quotas,
         strangers::Strangers,
     },
 };
 
+mod certificates; // which one is presented, and who keeps it fresh
+mod clocks; // notices when the wall's is set
+mod listeners; // the sockets that the outside reaches
+mod reload; // what changes while it runs
+mod upgrade; // another version takes over while allocations live
+mod watchdog; // every part answers, or the service manager starts us anew
+
+use certificates::Keeping;
+use listeners::{Handed, Listeners, addresses};
+use reload::Live;
+use upgrade::{Inheritance, Predecessor, Program, Successor};
+use watchdog::Vitals;
+
 /// How often a draining instance looks whether it may end.
 const DRAIN_LOOK: Duration = Duration::from_millis(200);
+
+/// Reads the configuration again, with the same flags and environment. What is wrong with it is a line each.
+pub type Reread<'a> = &'a dyn Fn() -> Result<Config, Vec<String>>;
 
 /// Runs the appliance until it is told to stop.
 ///
 /// # Errors
 /// One line for people.
-pub fn serve(config: Config) -> Result<(), String> {
+pub fn serve(config: Config, log: &logging::Filter, reread: Reread<'_>) -> Result<(), String> {
     raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start: {error}"))?;
-    let outcome = runtime.block_on(run(&config));
+    let outcome = runtime.block_on(run(config, log, reread));
     // Connections that outlived the drain are cut, not waited for.
     runtime.shutdown_background();
     outcome
 }
 
-async fn run(config: &Config) -> Result<(), String> {
-    let mut stop = Stop::new()?;
-    let host = Host::look().map_err(|error| format!("cannot list this host's addresses: {error}"))?;
-    let relays = Relays::resolve(&host, &config.turn.relay_ips, &config.public_ips);
-    relays.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    let keys = Keys::of(config, &relays)?;
+async fn run(config: Config, log: &logging::Filter, reread: Reread<'_>) -> Result<(), String> {
+    let mut signals = Signals::new()?;
+    let program = Program::this().map_err(|error| format!("cannot find this program: {error}"))?;
+    let predecessor = Predecessor::of_this();
+    let inheritance = match &predecessor {
+        Some(predecessor) => predecessor.bequeath()?,
+        None => Inheritance::of_systemd()?,
+    };
+    let prepared = Prepared::new(config, inheritance)?;
+    if let Some(predecessor) = &predecessor {
+        predecessor.relieve()?;
+    }
+    let mut appliance = prepared.serve()?;
+    let mut new_certificate = appliance.live.keeping.certificates.changes();
+    let mut successor = None;
+    loop {
+        match signals.next(&appliance.operator.drain, &mut new_certificate).await {
+            Told::Reload => appliance.live.reload(log, reread),
+            Told::NewCertificate => appliance.live.follow_certificate(),
+            Told::Upgrade => match appliance.upgrade(&program, predecessor.as_ref()) {
+                Ok(started) => break successor = Some(started),
+                Err(why) => tracing::error!("no upgrade, and this process goes on: {why}"),
+            },
+            Told::Stop => break,
+        }
+    }
+    match successor {
+        Some(successor) => appliance.follow(successor, signals).await,
+        None => appliance.drain(signals).await,
+    }
+}
 
-    let public = bind(&config.http.listen, "HTTPS", "--http-listen")?;
-    let admin = bind(&config.admin.listen, "the operator (/metrics)", "admin.listen")?;
-    let mut streams = bind(&config.turn.tls_listen, "TURN over TLS", "turn.tls_listen")?;
-    let (https_at, admin_at, tls_at) = (addresses(&public), addresses(&admin), addresses(&streams));
-    let policy = policy(config, &host, &relays, [&https_at[..], &admin_at, &tls_at].concat());
-    let (relay, over_tcp) = start_relay(&relay_config(config, &keys, policy), &https_at)?;
-    let relay = Arc::new(relay);
-    streams.extend(over_tcp);
-    // What is really served, and so what ICE lists may name.
-    let turns = keys.self_signed.is_none().then(|| https_at[0].port());
-    let offer = IceOffer::new(config, &relays, relay.listening().iter().map(SocketAddr::port), turns);
+/// All parts, with their sockets; nobody is let in yet.
+struct Prepared {
+    live: Live,
+    listeners: Listeners,
+    exchange: Arc<Exchange>,
+    ready: Arc<AtomicBool>,
+}
 
-    let ready = Arc::new(AtomicBool::new(true));
-    let front = Front::new(config, keys.tokens.clone(), keys.turn.clone(), offer.clone(), Arc::clone(&ready));
-    let admission = Admission::new(&config.http, connections_at_most());
-    let door = Door::new(admission, Arc::clone(&keys.certificate.config), door::HANDSHAKE);
-    let numbers = (Arc::clone(&relay), Arc::clone(&door), Arc::clone(&front));
-    let metrics: http::Metrics =
-        Arc::new(move || metrics::page(&numbers.0.counters(), &numbers.1.counters(), &numbers.2.counters()));
-    let welcoming = Arc::clone(&relay);
-    let to_relay: ToRelay = Arc::new(move |client| welcoming.welcome(client));
-    let (shutdown, down) = watch::channel(false);
-    tokio::spawn(door::serve_relay(Arc::clone(&door), streams, Arc::clone(&to_relay), down.clone()));
-    let exchange = Arc::new(Exchange::start().map_err(|error| format!("cannot start signaling: {error}"))?);
-    let entrance = Entrance { door, to_relay, exchange };
-    let serving = tokio::spawn(http::serve(Arc::clone(&front), public, entrance, down));
-    tokio::spawn(http::serve_admin(front, admin, metrics));
+impl Prepared {
+    fn new(config: Config, inheritance: Inheritance) -> Result<Self, String> {
+        let host = Host::look().map_err(|error| format!("cannot list this host's addresses: {error}"))?;
+        let relays = Relays::resolve(&host, &config.turn.relay_ips, &config.public_ips);
+        relays.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        let keys = Keys::of(&config)?;
+        let keeping = Keeping::new(&config, &relays)?;
 
-    let (https, turn, tls) = (list(&https_at), list(relay.listening()), list(&tls_at));
-    tracing::info!(%https, %turn, %tls, admin = %list(&admin_at), "ready");
-    systemd::ready();
-    quick_start(config, &keys, &offer, https_at[0]);
+        let listeners = Listeners::open(&config, Handed::new(inheritance.listeners)?)?;
+        let https = addresses(&listeners.https)[0].port();
+        let policy = policy(&config, &host, &relays, listeners.others_than_turn());
+        let relay_config = relay_config(&config, &keys, policy);
+        let strangers = relay_config.strangers.clone();
+        let datagrams = listeners.datagrams().map_err(|error| format!("cannot listen: {error}"))?;
+        let relay = Arc::new(Relay::start(relay_config, datagrams, inheritance.links)?);
+        // What is really served, and so what ICE lists may name.
+        let turns = (!keeping.is_self_signed()).then_some(https);
+        let offer = IceOffer::new(&config, &relays, relay.listening().iter().map(SocketAddr::port), turns);
 
-    stop.asked().await;
-    systemd::stopping();
-    tracing::info!("draining for {} at most", humantime::format_duration(config.drain_timeout));
+        let ready = Arc::new(AtomicBool::new(true));
+        let terms = Terms::new(&config, keys.tokens.clone(), keys.turn.clone(), offer.clone());
+        let front = Front::new(terms, config.signaling.limits(), Arc::clone(&ready));
+        let admission = Admission::new(&config.http, connections_at_most());
+        let door = Door::new(admission, keeping.certificates.server_config(), door::HANDSHAKE);
+        let exchange =
+            Arc::new(Exchange::start().map_err(|error| format!("cannot start signaling: {error}"))?);
+        let started = config.clone();
+        let live = Live { started, config, keys, keeping, https, strangers, offer, relay, door, front };
+        Ok(Self { live, listeners, exchange, ready })
+    }
+
+    /// Lets everybody in.
+    fn serve(self) -> Result<Appliance, String> {
+        let Self { mut live, listeners, exchange, ready } = self;
+        live.keeping.keep(&live.config);
+        let Live { relay, door, front, .. } = &live;
+        let [public, admin, for_relay, for_acme] =
+            listeners.streams().map_err(|error| format!("cannot listen: {error}"))?;
+        let operator = Arc::new(operator(&live, &ready));
+        let welcoming = Arc::clone(relay);
+        let to_relay: ToRelay = Arc::new(move |client| welcoming.welcome(client));
+        let (shutdown, down) = watch::channel(false);
+        tokio::spawn(door::serve_relay(Arc::clone(door), for_relay, Arc::clone(&to_relay), down.clone()));
+        for listener in for_acme {
+            let (tokens, door) = (live.keeping.tokens.clone(), Arc::clone(door));
+            tokio::spawn(acme::http01::serve(listener, tokens, door, live.https, down.clone()));
+        }
+        let vitals =
+            Vitals { relay: Arc::clone(relay), front: Arc::clone(front), exchange: Arc::clone(&exchange) };
+        let entrance = Entrance { door: Arc::clone(door), to_relay, exchange };
+        let serving = tokio::spawn(http::serve(Arc::clone(front), public, entrance, down));
+        let admin = tokio::spawn(http::serve_admin(Arc::clone(front), admin, Arc::clone(&operator)));
+
+        let (https, turn) = (list(&addresses(&listeners.https)), list(relay.listening()));
+        let (tls, admin_at) = (list(&addresses(&listeners.tls)), list(&addresses(&listeners.admin)));
+        tracing::info!(%https, %turn, %tls, admin = %admin_at, "ready");
+        systemd::ready();
+        tokio::spawn(watchdog::feed(vitals));
+        tokio::spawn(clocks::watch());
+        quick_start(&live);
+        Ok(Appliance { live, listeners, operator, ready, shutdown, serving, admin })
+    }
+}
+
+/// Everything that runs.
+struct Appliance {
+    live: Live,
+    listeners: Listeners,
+    operator: Arc<Operator>,
+    ready: Arc<AtomicBool>,
+    /// Turns true when nobody is let in any more.
+    shutdown: watch::Sender<bool>,
+    serving: JoinHandle<()>,
+    admin: JoinHandle<()>,
+}
+
+impl Appliance {
+    /// Lets nobody in, tells everybody, and waits for those who are here.
+    async fn drain(self, mut signals: Signals) -> Result<(), String> {
+        let relay = self.live.relay;
+        systemd::stopping();
+        relay.drain();
+        // Whoever connects now is to be refused, and not to wait.
+        drop(self.listeners);
+        close(&self.ready, &self.shutdown);
+        wait_out(idle(self.serving, &relay), self.live.config.drain_timeout, &mut signals).await;
+        Ok(())
+    }
+
+    /// Starts the next version, which is ready when this returns, and not yet in charge.
+    fn upgrade(&self, program: &Program, predecessor: Option<&Predecessor>) -> Result<Successor, String> {
+        if let Some(before) = predecessor.filter(|before| before.lives()) {
+            return Err(format!(
+                "process {} has not ended its last allocation yet: wait for it, or end it",
+                before.pid
+            ));
+        }
+        let shards = self.live.relay.shards();
+        tokio::task::block_in_place(|| Successor::start(program, &self.listeners, shards))
+    }
+
+    /// The other process is in charge; this one goes on for those who hold an allocation.
+    async fn follow(self, mut successor: Successor, mut signals: Signals) -> Result<(), String> {
+        let Self { live, listeners, ready, shutdown, serving, admin, .. } = self;
+        let (relay, pid) = (live.relay, successor.pid());
+        admin.abort();
+        live.keeping.stop();
+        let links = mem::take(&mut successor.links);
+        tokio::task::block_in_place(|| relay.hand_over(links));
+        systemd::main_process(pid);
+        drop(listeners);
+        close(&ready, &shutdown);
+        let timeout = live.config.upgrade_timeout;
+        tracing::info!(
+            "process {pid} takes over; this one ends with its last allocation, in {} at most",
+            humantime::format_duration(timeout)
+        );
+        let wait = successor
+            .go()
+            .map_err(|error| format!("process {pid}, which was to follow, is gone: {error}"))?;
+        let gone = tokio::task::spawn_blocking(wait);
+        let mut left = pin!(idle(serving, &relay));
+        tokio::select! {
+            () = &mut left => return Ok(()),
+            () = tokio::time::sleep(timeout) => {
+                tracing::info!("the upgrade timeout is over");
+                return Ok(());
+            }
+            () = signals.stop() => {}
+            _ = gone => {
+                relay.take_back();
+                tracing::error!("process {pid} has ended, and nobody new is let in: start it again");
+            }
+        }
+        wait_out(left, live.config.drain_timeout, &mut signals).await;
+        Ok(())
+    }
+}
+
+/// Waits until all have left, but no longer than `timeout`, and not for who is told again to stop.
+async fn wait_out(left: impl Future<Output = ()>, timeout: Duration, signals: &mut Signals) {
+    tracing::info!("draining for {} at most", humantime::format_duration(timeout));
+    tokio::select! {
+        () = left => {}
+        () = tokio::time::sleep(timeout) => tracing::info!("the drain timeout is over"),
+        () = signals.stop() => tracing::info!("told to stop again: not waiting any longer"),
+    }
+}
+
+fn close(ready: &AtomicBool, shutdown: &watch::Sender<bool>) {
     ready.store(false, Ordering::Relaxed);
-    relay.drain();
     // Whoever could hear this has ended: nothing is left to be told.
     let _ = shutdown.send(true);
-    let idle = async {
-        let _ = serving.await;
-        while relay.counters().allocations > 0 {
-            tokio::time::sleep(DRAIN_LOOK).await;
-        }
-    };
-    tokio::select! {
-        () = idle => {}
-        () = tokio::time::sleep(config.drain_timeout) => tracing::info!("the drain timeout is over"),
-        () = stop.asked() => tracing::info!("told to stop again: not waiting any longer"),
-    }
-    Ok(())
 }
 
-/// SIGTERM, or Ctrl-C.
-struct Stop {
+/// Returns when nobody is here any more.
+async fn idle(serving: JoinHandle<()>, relay: &Relay) {
+    let _ = serving.await;
+    while relay.counters().allocations > 0 {
+        tokio::time::sleep(DRAIN_LOOK).await;
+    }
+}
+
+fn operator(live: &Live, ready: &Arc<AtomicBool>) -> Operator {
+    let Live { relay, door, front, keeping, .. } = live;
+    let (relay, door, front) = (Arc::clone(relay), Arc::clone(door), Arc::clone(front));
+    let (certificates, ready, started) =
+        (Arc::clone(&keeping.certificates), Arc::clone(ready), clock::now().unix());
+    let metrics = move || {
+        let certificate_ends = certificates.facts().not_after;
+        let instance =
+            metrics::Instance { started, certificate_ends, draining: !ready.load(Ordering::Relaxed) };
+        metrics::page(&instance, &relay.counters(), &door.counters(), &front.counters())
+    };
+    Operator { metrics: Box::new(metrics), drain: Notify::new() }
+}
+
+/// SIGTERM, or Ctrl-C; SIGHUP; SIGUSR2.
+struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hang_up: Signal,
+    user_2: Signal,
 }
 
-impl Stop {
+/// What the operator wants.
+enum Told {
+    Reload,
+    /// Nobody told us that but ourselves.
+    NewCertificate,
+    Upgrade,
+    Stop,
+}
+
+impl Signals {
     fn new() -> Result<Self, String> {
         let take = |kind| signal(kind).map_err(|error| format!("cannot take signals: {error}"));
-        Ok(Self { terminate: take(SignalKind::terminate())?, interrupt: take(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: take(SignalKind::terminate())?,
+            interrupt: take(SignalKind::interrupt())?,
+            hang_up: take(SignalKind::hangup())?,
+            user_2: take(SignalKind::user_defined2())?,
+        })
     }
 
-    async fn asked(&mut self) {
+    /// A signal, or `drain` on the operator's port.
+    async fn next(&mut self, drain: &Notify, certificate: &mut watch::Receiver<()>) -> Told {
+        tokio::select! {
+            Ok(()) = certificate.changed() => Told::NewCertificate,
+            _ = self.hang_up.recv() => Told::Reload,
+            _ = self.user_2.recv() => Told::Upgrade,
+            _ = self.terminate.recv() => Told::Stop,
+            _ = self.interrupt.recv() => Told::Stop,
+            () = drain.notified() => Told::Stop,
+        }
+    }
+
+    async fn stop(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
@@ -155,31 +354,21 @@ struct Keys {
     instance: InstanceSecret,
     turn: TurnSecrets,
     tokens: TokenKeys,
-    certificate: Certificate,
-    /// What an agent on this host has to trust, if nobody else vouches for it.
-    self_signed: Option<PathBuf>,
 }
 
 impl Keys {
-    fn of(config: &Config, relays: &Relays) -> Result<Self, String> {
-        let data_dir = DataDir::new(&config.data_dir);
-        let instance = data_dir.secret_or_new().map_err(|error| error.to_string())?;
-        let same = || Ok::<_, String>(instance.clone());
-        let (turn, tokens) = (config.credentials.turn_secrets(same)?, config.auth.token_keys(same)?);
-        let certificate = match &config.http.certificate {
-            Some((cert, key)) => Certificate::from_files(cert, key)?,
-            None => {
-                let public: Vec<IpAddr> = relays.addresses.iter().map(|relay| relay.public).collect();
-                let names = self_signed::names(config.public_host.as_deref(), &public);
-                data_dir.certificate(clock::now(), &names).map_err(|error| error.to_string())?
-            }
-        };
-        let self_signed = certificate.self_signed.then(|| match &config.http.certificate {
-            Some((cert, _)) => cert.clone(),
-            None => config.data_dir.join("cert.pem"),
-        });
-        Ok(Self { instance, turn, tokens, certificate, self_signed })
+    fn of(config: &Config) -> Result<Self, String> {
+        let instance = DataDir::new(&config.data_dir).secret_or_new().map_err(|error| error.to_string())?;
+        let (turn, tokens) = shared_secrets(config, &instance);
+        Ok(Self { instance, turn, tokens })
     }
+}
+
+/// Of TURN users, and of agents' tokens.
+fn shared_secrets(config: &Config, instance: &InstanceSecret) -> (TurnSecrets, TokenKeys) {
+    let own = || Ok::<_, Infallible>(instance.clone());
+    let (Ok(turn), Ok(tokens)) = (config.credentials.turn_secrets(own), config.auth.token_keys(own));
+    (turn, tokens)
 }
 
 fn policy(config: &Config, host: &Host, relays: &Relays, listeners: Vec<SocketAddr>) -> Policy {
@@ -196,15 +385,9 @@ fn policy(config: &Config, host: &Host, relays: &Relays, listeners: Vec<SocketAd
 
 fn relay_config(config: &Config, keys: &Keys, policy: Policy) -> RelayConfig {
     RelayConfig {
-        listen: config.turn.listen.clone(),
-        shards: config.turn.shards,
         ports: config.turn.relay_ports.clone(),
         policy,
-        quotas: Quotas::new(Limits {
-            per_agent: config.turn.allocations_per_agent,
-            total: config.turn.allocations_total,
-            bytes_per_second: config.turn.bytes_per_second_per_agent,
-        }),
+        quotas: Quotas::new(config.turn.quotas()),
         strangers: Strangers::new(config.turn.unauthenticated_per_second),
         realm: config.turn.realm.clone(),
         secrets: keys.turn.clone(),
@@ -212,7 +395,8 @@ fn relay_config(config: &Config, keys: &Keys, policy: Policy) -> RelayConfig {
     }
 }
 
-fn quick_start(config: &Config, keys: &Keys, offer: &IceOffer, https: SocketAddr) {
+fn quick_start(live: &Live) {
+    let Live { config, keys, offer, keeping, .. } = live;
     let Some(first) = offer.public_ips.first().copied() else { return };
     let host = offer.host_for(first, first);
     let agent = AgentId::parse("agent-1").expect("within the alphabet of agent ids");
@@ -223,56 +407,15 @@ fn quick_start(config: &Config, keys: &Keys, offer: &IceOffer, https: SocketAddr
     let token = keys.tokens.mint(now, &new);
     let list = ice_list(offer, &keys.turn, now, new.agent.as_str(), hour, &host);
     let ice_urls: Vec<String> = list.ice_servers.into_iter().flat_map(|server| server.urls).collect();
+    let to_trust = keeping.to_trust(config);
     let start = QuickStart {
-        https: &format!("{host}:{}", https.port()),
+        https: &format!("{host}:{}", live.https),
         ice_urls: &ice_urls,
         token: &token,
         agent: new.agent.as_str(),
-        self_signed: keys.self_signed.as_deref(),
+        self_signed: to_trust.as_deref(),
     };
     start.print_on_terminal();
-}
-
-/// Where the kernel chooses the port, the one that is free for UDP may be taken for TCP: then another is asked for.
-const TRIES: usize = 8;
-
-/// The relay, and its listeners on TCP at the same addresses; an HTTPS port serves relay clients as well.
-fn start_relay(config: &RelayConfig, https_at: &[SocketAddr]) -> Result<(Relay, Vec<TcpListener>), String> {
-    let is_chosen = config.listen.iter().any(|at| at.port() == 0);
-    let mut tries = if is_chosen { TRIES } else { 1 };
-    loop {
-        let relay = Relay::start(config.clone())?;
-        let others: Vec<_> = relay.listening().iter().copied().filter(|at| !https_at.contains(at)).collect();
-        tries -= 1;
-        match bind(&others, "TURN over TCP", "--turn-listen") {
-            Ok(listeners) => return Ok((relay, listeners)),
-            Err(error) if tries == 0 => return Err(error),
-            Err(_) => {}
-        }
-    }
-}
-
-fn bind(listen: &[SocketAddr], what: &str, setting: &str) -> Result<Vec<TcpListener>, String> {
-    let bind = |at: &SocketAddr| bind_tcp(*at).map_err(|error| cannot_listen(what, *at, setting, &error));
-    listen.iter().map(bind).collect()
-}
-
-fn bind_tcp(at: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(at), Type::STREAM, Some(Protocol::TCP))?;
-    if at.is_ipv6() {
-        // `[::]` is for both families, as everywhere in the configuration.
-        socket.set_only_v6(!at.ip().is_unspecified())?;
-    }
-    // A restart must not wait for the last connections' TIME_WAIT.
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&at.into())?;
-    socket.listen(1_024)?;
-    TcpListener::from_std(socket.into())
-}
-
-fn addresses(listeners: &[TcpListener]) -> Vec<SocketAddr> {
-    listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
 }
 
 fn list(addresses: &[SocketAddr]) -> String {
@@ -288,8 +431,12 @@ fn connections_at_most() -> usize {
 /// Each allocation and each connection is a descriptor; the soft limit is for programs that use `select`.
 fn raise_descriptor_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        tracing::warn!("cannot raise the limit of open files: {error}");
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
+    match raised {
+        Ok(limit) => tracing::info!(
+            "{limit} descriptors: {} for connections, the others for relayed addresses and files",
+            connections_at_most()
+        ),
+        Err(error) => tracing::warn!("cannot raise the limit of open files: {error}"),
     }
 }

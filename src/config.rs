@@ -17,8 +17,8 @@ use crate::{
         turn_rest::TurnSecrets,
     },
     signaling::limits::{HEARTBEAT, Limits, Rate},
-    tls,
-    turn::policy::DeniedPeers,
+    tls::{self, files::Files},
+    turn::{policy::DeniedPeers, quota},
 };
 
 pub(crate) mod parse; // what one setting's text means
@@ -38,6 +38,8 @@ pub struct Config {
     pub public_ips: Vec<IpAddr>,
     /// How long agents and allocations have to leave after SIGTERM.
     pub drain_timeout: Duration,
+    /// How long allocations may live on after SIGUSR2, beside the process that took over.
+    pub upgrade_timeout: Duration,
     /// HTTPS and WSS.
     pub http: Http,
     /// STUN and TURN.
@@ -59,8 +61,10 @@ pub struct Config {
 pub struct Http {
     /// Where HTTPS and WSS are served.
     pub listen: Vec<SocketAddr>,
-    /// Certificate and key; `None`: self-signed, in the data dir.
-    pub certificate: Option<(PathBuf, PathBuf)>,
+    /// Certificate and key; `None`: from an authority, or self-signed, in the data dir.
+    pub certificate: Option<Files>,
+    /// The authority that gives certificates.
+    pub acme: Option<Acme>,
     /// Origins of pages that may use us beside our own; `*` is all.
     pub allowed_origins: Vec<String>,
     /// 0 is unlimited, here and in every limit below.
@@ -69,6 +73,19 @@ pub struct Http {
     pub handshakes_per_second_per_address: u32,
     /// Open connections in all.
     pub connections_total: u32,
+}
+
+/// `[http.acme]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Acme {
+    /// Host names and addresses; at least one.
+    pub domains: Vec<String>,
+    /// Whom the authority may write to.
+    pub email: Option<String>,
+    /// Where it is.
+    pub directory: String,
+    /// Where it asks over plain HTTP.
+    pub http_listen: SocketAddr,
 }
 
 /// `[turn]`.
@@ -100,6 +117,18 @@ pub struct Turn {
     pub bytes_per_second_per_agent: u32,
     /// Answers to strangers, for each IPv4 /24 or IPv6 /56.
     pub unauthenticated_per_second: u32,
+}
+
+impl Turn {
+    /// What may be held and relayed.
+    #[must_use]
+    pub fn quotas(&self) -> quota::Limits {
+        quota::Limits {
+            per_agent: self.allocations_per_agent,
+            total: self.allocations_total,
+            bytes_per_second: self.bytes_per_second_per_agent,
+        }
+    }
 }
 
 /// `[credentials]`.
@@ -155,6 +184,32 @@ pub struct Log {
     pub filter: String,
     /// One JSON object a line; otherwise text.
     pub json: bool,
+}
+
+impl Config {
+    /// The settings in which `other` differs and which are taken at a start alone, by their keys.
+    #[must_use]
+    pub fn differs_for_good(&self, other: &Self) -> Vec<&'static str> {
+        let same = [
+            ("data_dir", self.data_dir == other.data_dir),
+            ("public_ips", self.public_ips == other.public_ips),
+            ("http.listen", self.http.listen == other.http.listen),
+            ("http.acme.http_listen", acme_listens(self) == acme_listens(other)),
+            ("turn.listen", self.turn.listen == other.turn.listen),
+            ("turn.tls_listen", self.turn.tls_listen == other.turn.tls_listen),
+            ("turn.realm", self.turn.realm == other.turn.realm),
+            ("turn.relay_ips", self.turn.relay_ips == other.turn.relay_ips),
+            ("turn.relay_ports", self.turn.relay_ports == other.turn.relay_ports),
+            ("turn.shards", self.turn.shards == other.turn.shards),
+            ("admin.listen", self.admin.listen == other.admin.listen),
+            ("log.format", self.log.json == other.log.json),
+        ];
+        same.into_iter().filter(|(_, same)| !same).map(|(key, _)| key).collect()
+    }
+}
+
+fn acme_listens(config: &Config) -> Option<SocketAddr> {
+    config.http.acme.as_ref().map(|acme| acme.http_listen)
 }
 
 impl Credentials {
@@ -245,6 +300,7 @@ pub fn resolve(
         public_host: reader.text("public_host", parse::host).flatten(),
         public_ips: reader.list("public_ips", parse::address).unwrap_or_default(),
         drain_timeout: reader.flag_only("drain_timeout", parse::duration).unwrap_or(Duration::from_secs(30)),
+        upgrade_timeout: reader.flag_only("upgrade_timeout", parse::duration).unwrap_or(HOUR),
         http: http(&mut reader, around),
         turn: turn(&mut reader, around),
         credentials: credentials(&mut reader),
@@ -270,6 +326,7 @@ fn http(reader: &mut Reader, around: &Surroundings) -> Http {
     Http {
         listen: listen(reader, "http.listen", (Ipv6Addr::UNSPECIFIED, 8443).into(), around),
         certificate: certificate(reader),
+        acme: acme(reader, around),
         allowed_origins: reader.list("http.allowed_origins", parse::origin).unwrap_or_default(),
         connections_per_address: limit(reader, "http.connections_per_address", 1000),
         handshakes_per_second_per_address: limit(reader, "http.handshakes_per_second_per_address", 50),
@@ -370,7 +427,7 @@ fn without_ipv6(listen: SocketAddr, around: &Surroundings) -> SocketAddr {
 }
 
 /// One without the other is a problem; both are read here, so that what is wrong with them is known before the start.
-fn certificate(reader: &mut Reader) -> Option<(PathBuf, PathBuf)> {
+fn certificate(reader: &mut Reader) -> Option<Files> {
     let given = |path: Option<PathBuf>| path.filter(|path| !path.as_os_str().is_empty());
     let cert = given(reader.text("http.cert", path));
     let key = given(reader.text("http.key", path));
@@ -385,12 +442,27 @@ fn certificate(reader: &mut Reader) -> Option<(PathBuf, PathBuf)> {
     let cert_pem = read(reader, "http.cert", &cert);
     let key_pem = read(reader, "http.key", &key);
     if let (Some(cert_pem), Some(key_pem)) = (cert_pem, key_pem)
-        && let Err(error) = tls::server_config(&cert_pem, &key_pem)
+        && let Err(error) = tls::Certificate::from_pem(&cert_pem, &key_pem)
     {
         let at = if error.is_of_key() { "http.key" } else { "http.cert" };
         reader.problem(at, error.to_string());
     }
-    Some((cert, key))
+    Some(Files { cert, key })
+}
+
+/// `None` where it is for no domain.
+fn acme(reader: &mut Reader, around: &Surroundings) -> Option<Acme> {
+    let acme = Acme {
+        domains: reader.list("http.acme.domains", parse::domain).unwrap_or_default(),
+        email: reader.text("http.acme.email", parse::email).flatten(),
+        directory: reader
+            .text("http.acme.directory", parse::directory)
+            .unwrap_or_else(|| "https://acme-v02.api.letsencrypt.org/directory".to_owned()),
+        http_listen: reader
+            .text("http.acme.http_listen", listen_on(around))
+            .unwrap_or_else(|| without_ipv6((Ipv6Addr::UNSPECIFIED, 80).into(), around)),
+    };
+    (!acme.domains.is_empty()).then_some(acme)
 }
 
 fn read(reader: &mut Reader, key: &'static str, path: &std::path::Path) -> Option<Vec<u8>> {
@@ -416,10 +488,6 @@ fn refuse_what_comes_later(reader: &mut Reader) {
     let text = |text: &str| Value::Text(text.to_owned());
     let empty = || Value::List(Vec::new());
     for (key, default) in [
-        ("http.acme.domains", empty()),
-        ("http.acme.email", text("")),
-        ("http.acme.directory", text("https://acme-v02.api.letsencrypt.org/directory")),
-        ("http.acme.http_listen", text("[::]:80")),
         ("turn.xdp", text("off")),
         ("turn.peer_policy", text("open")),
         ("auth.jwks", text("")),
@@ -453,8 +521,22 @@ fn check_together(reader: &mut Reader, config: &Config) {
             reader.problem(key, format!("{twice} is taken by {other}"));
         }
     }
+    check_acme(reader, config);
     check_pairs(reader, config, "IPv4", IpAddr::is_ipv4);
     check_pairs(reader, config, "IPv6", IpAddr::is_ipv6);
+}
+
+fn check_acme(reader: &mut Reader, config: &Config) {
+    let Some(acme) = &config.http.acme else { return };
+    refuse_twice(reader, "http.acme.domains", &acme.domains);
+    if config.http.certificate.is_some() {
+        reader
+            .problem("http.acme.domains", "and http.cert are both given: a certificate comes from one place");
+    }
+    let taken = [&config.http.listen, &config.turn.listen, &config.turn.tls_listen, &config.admin.listen];
+    if taken.into_iter().any(|taken| fixed(taken).contains(&acme.http_listen)) {
+        reader.problem("http.acme.http_listen", format!("{} is taken by another listener", acme.http_listen));
+    }
 }
 
 /// The n-th relay address of a family is the n-th public one to its peers.
@@ -601,7 +683,7 @@ mod tests {
 
     #[test]
     fn what_comes_later_is_known_and_refused() {
-        let defaults = "http.acme.domains = []\nturn.xdp = 'off'\n\
+        let defaults = "turn.xdp = 'off'\n\
             signaling.peerjs = false\ncluster.nats = []\nauth.jwks = ''\nturn.peer_policy = 'open'";
         assert!(read(defaults).is_ok());
         refused(

@@ -70,7 +70,7 @@ impl DataDir {
         if let (Some(cert), Some(key)) = (read_if_there(&cert_path)?, read_if_there(&key_path)?) {
             let found = Certificate::from_pem(&cert, &key)
                 .map_err(|error| DataDirError::Unusable { path: cert_path, why: error.to_string() })?;
-            if !found.self_signed || self_signed::still_serves(&cert, now, names) {
+            if !found.is_self_signed() || self_signed::still_serves(&cert, now, names) {
                 return Ok(found);
             }
         }
@@ -78,24 +78,65 @@ impl DataDir {
     }
 
     fn new_certificate(&self, now: Now, names: &[String]) -> Result<Certificate, DataDirError> {
-        self.create()?;
         let (cert_path, key_path) = (self.cert_path(), self.0.join("key.pem"));
         let unusable = |path: &Path, why: String| DataDirError::Unusable { path: path.to_owned(), why };
-        if read_if_there(&key_path)?.is_none() {
-            let key = self_signed::new_key().map_err(|error| unusable(&key_path, error.to_string()))?;
-            self.write_new("key.pem", key.as_bytes())?;
-        }
-        let key = fs::read_to_string(&key_path).map_err(|error| io_error(&key_path, "read", error))?;
+        let kept = read_if_there(&key_path)?.and_then(|bytes| String::from_utf8(bytes).ok());
+        let key = kept.clone().map_or_else(self_signed::new_key, Ok);
+        let key = key.map_err(|error| unusable(&key_path, error.to_string()))?;
         let cert = self_signed::generate(now, names, &key)
             .map_err(|error| unusable(&key_path, error.to_string()))?;
-        self.replace("cert.pem", cert.as_bytes(), 0o644)?;
+        let key_is_new = kept.is_none();
+        if let Err(error) = self.keep_self_signed(&cert, key_is_new.then_some(&key)) {
+            // Nobody is served better by our not starting: a disk may be full for an hour.
+            tracing::warn!(
+                "{error}; the self-signed certificate is in memory alone, and another after the next start"
+            );
+        }
         Certificate::from_pem(cert.as_bytes(), key.as_bytes())
             .map_err(|error| unusable(&cert_path, error.to_string()))
     }
 
+    fn keep_self_signed(&self, cert: &str, new_key: Option<&String>) -> Result<(), DataDirError> {
+        self.create()?;
+        if let Some(key) = new_key {
+            self.write_new("key.pem", key.as_bytes())?;
+        }
+        self.replace("cert.pem", cert.as_bytes(), 0o644)
+    }
+
+    /// A private file that was kept here, if it is there.
+    ///
+    /// # Errors
+    /// One line, with the file, when it cannot be read.
+    pub fn kept(&self, name: &str) -> Result<Option<Vec<u8>>, DataDirError> {
+        read_if_there(&self.0.join(name))
+    }
+
+    /// Keeps a private file, in place of the one of this name; whole or not at all.
+    ///
+    /// # Errors
+    /// One line, with the file, when it cannot be written.
+    pub fn keep(&self, name: &str, bytes: &[u8]) -> Result<(), DataDirError> {
+        self.create()?;
+        self.replace(name, bytes, 0o600)
+    }
+
     fn create(&self) -> Result<(), DataDirError> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.0);
-        made.map_err(|error| io_error(&self.0, "create", error))
+        made.map_err(|error| io_error(&self.0, "create", error))?;
+        self.sweep();
+        Ok(())
+    }
+
+    /// Removes drafts of processes that were ended in the middle of writing.
+    fn sweep(&self) {
+        let Ok(entries) = fs::read_dir(&self.0) else { return };
+        for name in entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()) {
+            let writer = name.strip_prefix('.').and_then(|name| name.rsplit_once('.')?.1.parse::<u32>().ok());
+            if writer.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+                fs::remove_file(self.0.join(name)).ok();
+            }
+        }
     }
 
     /// Writes a private file that was not there before; whole or not at all. One that is there is left alone.

@@ -1,7 +1,7 @@
 //! What this machine's own addresses are, and which of them relay.
 
 use std::{
-    io,
+    fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::AsRawFd,
 };
@@ -157,16 +157,32 @@ fn is_link_local(address: IpAddr) -> bool {
 }
 
 fn interface_addresses() -> io::Result<Vec<IpAddr>> {
-    let mut addresses: Vec<IpAddr> = nix::ifaddrs::getifaddrs()?
-        .filter_map(|interface| {
-            let address = interface.address?;
-            let v4 = address.as_sockaddr_in().map(|v4| v4.ip().into());
-            v4.or_else(|| address.as_sockaddr_in6().map(|v6| v6.ip().into()))
-        })
-        .collect();
+    // systemd's unit grants no netlink sockets, for which there is no other use.
+    let mut addresses = by_netlink().or_else(|_| by_proc())?;
     addresses.sort_unstable();
     addresses.dedup();
     Ok(addresses)
+}
+
+fn by_netlink() -> io::Result<Vec<IpAddr>> {
+    let address = |interface: nix::ifaddrs::InterfaceAddress| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|v4| v4.ip().into());
+        v4.or_else(|| address.as_sockaddr_in6().map(|v6| v6.ip().into()))
+    };
+    Ok(nix::ifaddrs::getifaddrs()?.filter_map(address).collect())
+}
+
+/// IPv4 from the routes to this host itself, IPv6 from a list of addresses; without IPv6 there is no such list.
+fn by_proc() -> io::Result<Vec<IpAddr>> {
+    let routes = fs::read_to_string("/proc/self/net/fib_trie")?;
+    let lines = || routes.lines().map(str::trim);
+    let own = lines().zip(lines().skip(1)).filter(|(_, kind)| *kind == "/32 host LOCAL");
+    let v4 = own.filter_map(|(address, _)| address.strip_prefix("|-- ")?.parse().ok());
+    let listed = fs::read_to_string("/proc/self/net/if_inet6").unwrap_or_default();
+    let hex = |line: &str| u128::from_str_radix(line.split(' ').next()?, 16).ok();
+    let v6 = listed.lines().filter_map(hex).map(|bits| Ipv6Addr::from_bits(bits).into());
+    Ok(v4.chain(v6).collect())
 }
 
 fn can_bind_ipv6() -> bool {
@@ -294,6 +310,16 @@ mod tests {
         check(&Host { ipv6: false, ..host(&[], &[]) }, &[], &[], &["127.0.0.1>127.0.0.1"], 1);
         check(&host(&["127.0.0.1", "10.0.0.5"], &[]), &[], &["203.0.113.5"], &["10.0.0.5>203.0.113.5"], 0);
         check(&host(&["127.0.0.1", "fe80::1"], &[]), &[], &["2001:db8::5"], &[], 1);
+    }
+
+    #[test]
+    fn without_netlink_this_host_has_the_same_addresses() {
+        let sorted = |mut addresses: Vec<IpAddr>| {
+            addresses.sort_unstable();
+            addresses.dedup();
+            addresses
+        };
+        assert_eq!(sorted(super::by_proc().unwrap()), sorted(super::by_netlink().unwrap()));
     }
 
     #[test]

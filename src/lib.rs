@@ -5,6 +5,7 @@
 //! the arrows.
 
 // Shell: sockets, threads, tasks, clock.
+pub mod acme; // certificates from an authority
 pub mod app; // builds and joins all parts; start order, drain
 pub mod bench; // load, and what it costs
 pub mod clock; // the only file that reads a clock

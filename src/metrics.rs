@@ -1,9 +1,11 @@
 //! Every number exposed at `/metrics`, with its meaning (OpenMetrics text). No label ever holds a name that a client
 //! chose.
 
+use std::fmt;
+
 use prometheus_client::{
-    encoding::text,
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    encoding::{EncodeMetric, MetricEncoder, NoLabelSet, text},
+    metrics::{MetricType, counter::Counter, family::Family, gauge::Gauge, info::Info},
     registry::Registry,
 };
 
@@ -12,7 +14,8 @@ use crate::{
     signaling::{hub, refusal},
     turn::{
         Transport,
-        counters::{Counters, Dropped, Traffic},
+        allocation::Why,
+        counters::{Counters, Dropped, Traffic, Turns},
         refusal::CODES,
     },
 };
@@ -20,10 +23,22 @@ use crate::{
 /// One label with a value of ours.
 type Label = [(&'static str, String); 1];
 
-/// The whole page.
+/// What the process as a whole is.
+#[derive(Clone, Copy, Debug)]
+pub struct Instance {
+    /// Unix seconds.
+    pub started: u64,
+    /// Of the certificate that is presented, in Unix seconds.
+    pub certificate_ends: i64,
+    /// Nobody new is let in.
+    pub draining: bool,
+}
+
+/// The whole page, in OpenMetrics.
 #[must_use]
-pub fn page(relay: &Counters, door: &door::Counters, http: &http::Counters) -> String {
+pub fn page(instance: &Instance, relay: &Counters, door: &door::Counters, http: &http::Counters) -> String {
     let mut numbers = Numbers(Registry::with_prefix("halfway"));
+    numbers.instance(instance);
     numbers.relay(relay);
     numbers.door(door);
     numbers.http(http);
@@ -33,9 +48,35 @@ pub fn page(relay: &Counters, door: &door::Counters, http: &http::Counters) -> S
     page
 }
 
+/// The same in the older format of Prometheus, which has the names of counters whole, and no end.
+#[must_use]
+pub fn in_prometheus_text(page: &str) -> String {
+    let counters: Vec<&str> =
+        page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
+    let line = |line: &str| {
+        let described =
+            ["# HELP ", "# TYPE "].into_iter().find_map(|kind| Some((kind, line.strip_prefix(kind)?)));
+        match described.and_then(|(kind, rest)| Some((kind, rest.split_once(' ')?))) {
+            Some((kind, (name, rest))) if counters.contains(&name) => format!("{kind}{name}_total {rest}\n"),
+            _ => format!("{line}\n"),
+        }
+    };
+    page.lines().filter(|text| *text != "# EOF").map(line).collect()
+}
+
 struct Numbers(Registry);
 
 impl Numbers {
+    fn instance(&mut self, instance: &Instance) {
+        let version = [("version", env!("CARGO_PKG_VERSION"))];
+        self.0.register("build", "this version", Info::new(version));
+        self.now("start_time_seconds", "when this process has started, in Unix seconds", instance.started);
+        let ends = u64::try_from(instance.certificate_ends).unwrap_or(0);
+        let meaning = "the end of the certificate that is presented, in Unix seconds";
+        self.now("certificate_expiry_timestamp_seconds", meaning, ends);
+        self.now("draining", "1 when nobody new is let in", instance.draining.into());
+    }
+
     fn relay(&mut self, relay: &Counters) {
         let streams = relay.allocations_on_streams;
         let allocations =
@@ -46,10 +87,18 @@ impl Numbers {
             "transport",
             allocations,
         );
+        let elsewhere = "clients whose allocations the process before this one has, during an upgrade";
+        self.now("clients_handed_over", elsewhere, relay.handed_over);
         let ports = [("free", relay.ports.free), ("bound", relay.ports.bound), ("live", relay.ports.live)];
         self.nows("relay_ports", "ports of relayed addresses; bound: ahead of demand", "state", ports);
         self.now("deadlines", "allocations' deadlines that wait for their time", relay.deadlines);
         self.count("allocations_made", "TURN allocations ever made", relay.allocations_made);
+        let ended = Why::ALL.iter().map(|why| why.name()).zip(relay.ended);
+        self.counts("allocations_ended", "TURN allocations that have ended, by reason", "reason", ended);
+        let waiting = "bytes for relay clients on TCP and TLS that the kernel has not taken yet";
+        self.now("relay_stream_waiting_bytes", waiting, relay.waiting);
+        let turns = "time from a shard's wake-up to the last packet it sent";
+        self.0.register("shard_turn_seconds", turns, Durations(relay.turns));
         self.count("bindings", "STUN Binding requests answered", relay.bindings);
         let streams = ["tcp", "tls"].into_iter().zip(relay.streams);
         self.nows("relay_streams", "relay clients' connections, by transport", "transport", streams);
@@ -139,9 +188,26 @@ impl Numbers {
     }
 }
 
+/// A histogram of which the counts are known.
+#[derive(Debug)]
+struct Durations(Turns);
+
+impl EncodeMetric for Durations {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
+        let bounds = Turns::BOUNDS.map(|micros| micros as f64 / 1e6).into_iter().chain([f64::INFINITY]);
+        let buckets: Vec<(f64, u64)> = bounds.zip(self.0.counts).collect();
+        let count = self.0.counts.iter().sum();
+        encoder.encode_histogram::<NoLabelSet>(self.0.micros as f64 / 1e6, count, &buckets, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::page;
+    use super::{Instance, in_prometheus_text, page};
     use crate::turn::{
         counters::{Counters, Dropped, PortCounts, Traffic},
         refusal::Refusal,
@@ -153,8 +219,11 @@ mod tests {
         let mut relay = Counters {
             allocations: 11,
             allocations_on_streams: 4,
+            handed_over: 38,
             ports: PortCounts { free: 34, bound: 35, live: 36 },
             deadlines: 37,
+            ended: [0, 41, 0, 0],
+            waiting: 42,
             allocations_made: 12,
             streams: [32, 33],
             bindings: 13,
@@ -162,6 +231,8 @@ mod tests {
             to_clients: Traffic { packets: 16, bytes: 17 },
             ..Counters::default()
         };
+        relay.turns.add(60);
+        relay.turns.add(1_000_000);
         relay.refused(&Refusal::AllocationMismatch);
         relay.dropped(Dropped::NoChannel, 1);
         let door = door::Counters { connections: 18, refused: 21, handshakes: 31, handshakes_failed: 22 };
@@ -177,10 +248,22 @@ mod tests {
             errors: Default::default(),
         };
         http.signaling.errors[0] = 30;
-        let page = page(&relay, &door, &http);
+        let instance = Instance { started: 39, certificate_ends: 40, draining: true };
+        let page = page(&instance, &relay, &door, &http);
         for line in [
+            concat!("halfway_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
+            "halfway_start_time_seconds 39",
+            "halfway_certificate_expiry_timestamp_seconds 40",
+            "halfway_draining 1",
+            "halfway_allocations_ended_total{reason=\"expired\"} 41",
+            "halfway_relay_stream_waiting_bytes 42",
+            "halfway_shard_turn_seconds_bucket{le=\"0.0001\"} 1",
+            "halfway_shard_turn_seconds_bucket{le=\"+Inf\"} 2",
+            "halfway_shard_turn_seconds_count 2",
+            "halfway_shard_turn_seconds_sum 1.00006",
             "halfway_allocations{transport=\"udp\"} 7",
             "halfway_allocations{transport=\"tcp\"} 4",
+            "halfway_clients_handed_over 38",
             "halfway_relay_ports{state=\"free\"} 34",
             "halfway_relay_ports{state=\"bound\"} 35",
             "halfway_relay_ports{state=\"live\"} 36",
@@ -213,5 +296,12 @@ mod tests {
         ] {
             assert!(page.lines().any(|got| got == line), "no line {line} in\n{page}");
         }
+        let plain = in_prometheus_text(&page);
+        for line in
+            ["# TYPE halfway_bindings_total counter", "# TYPE halfway_draining gauge", "halfway_draining 1"]
+        {
+            assert!(plain.lines().any(|got| got == line), "no line {line} in\n{plain}");
+        }
+        assert!(!plain.contains("# EOF") && !plain.contains("# TYPE halfway_bindings counter"));
     }
 }

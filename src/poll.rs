@@ -63,6 +63,14 @@ impl Poll {
         self.control(libc::EPOLL_CTL_MOD, socket, number, events)
     }
 
+    /// Watches `socket` no more, though it stays open.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn remove(&self, socket: &impl AsRawFd) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_DEL, socket, 0, 0)
+    }
+
     fn control(&self, operation: i32, socket: &impl AsRawFd, number: u64, events: i32) -> io::Result<()> {
         let mut event = libc::epoll_event { events: events as u32, u64: number };
         // SAFETY: both descriptors are open, the event is read during the call only.
@@ -136,6 +144,18 @@ pub fn has_hung_up(socket: &impl AsRawFd) -> bool {
     // SAFETY: one entry, ours, written during the call only, which does not wait.
     let ready = unsafe { libc::poll(&raw mut asked, 1, 0) };
     ready > 0
+}
+
+/// Waits until the socket takes something to send, but no longer than `patience`.
+///
+/// # Errors
+/// `TimedOut` when that was too short.
+pub fn wait_for_room(socket: &impl AsRawFd, patience: Duration) -> io::Result<()> {
+    let mut asked = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+    let millis = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: one entry, ours, written during the call only.
+    let ready = unsafe { libc::poll(&raw mut asked, 1, millis) };
+    if ready > 0 { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
 }
 
 /// Asks for short turns on the processor, which come soon after a wake-up in return: a thread that forwards packets must

@@ -6,13 +6,13 @@ use clap::Args;
 
 use super::{Failure, Settings, host, print, token};
 use crate::{
+    acme,
     clock::Now,
     config::{Config, parse},
     credentials::token::AgentId,
     data_dir::DataDir,
     host::Relays,
     http::ice::{IceOffer, ice_list},
-    tls::Certificate,
 };
 
 #[derive(Args)]
@@ -57,6 +57,7 @@ fn offer(config: &Config, relays: &Relays) -> Result<IceOffer, Failure> {
 
 /// The one that is made where none is configured is not.
 fn certificate_is_trusted(config: &Config) -> bool {
-    let files = config.http.certificate.as_ref();
-    files.is_some_and(|(cert, key)| Certificate::from_files(cert, key).is_ok_and(|cert| !cert.self_signed))
+    let files = config.http.certificate.as_ref().and_then(|files| files.read().ok());
+    let obtained = || acme::stored(&DataDir::new(&config.data_dir), config.http.acme.as_ref()?);
+    files.or_else(obtained).is_some_and(|certificate| !certificate.is_self_signed())
 }

@@ -89,10 +89,13 @@ struct Settings {
     /// How long agents have to leave when it is told to stop [default: 30s]
     #[arg(long, env = "HALFWAY_DRAIN_TIMEOUT", hide_env = true, value_name = "TIME")]
     drain_timeout: Option<String>,
+    /// How long allocations live on when another version has taken over [default: 1h]
+    #[arg(long, env = "HALFWAY_UPGRADE_TIMEOUT", hide_env = true, value_name = "TIME")]
+    upgrade_timeout: Option<String>,
 }
 
 /// Flags, by the key of the same setting in the file.
-const FLAGS: [(&str, &str); 9] = [
+const FLAGS: [(&str, &str); 10] = [
     ("data_dir", "data_dir"),
     ("public_host", "public_host"),
     ("public_ip", "public_ips"),
@@ -102,6 +105,7 @@ const FLAGS: [(&str, &str); 9] = [
     ("allow_peer", "turn.allow_peers"),
     ("log", "log.filter"),
     ("drain_timeout", "drain_timeout"),
+    ("upgrade_timeout", "upgrade_timeout"),
 ];
 
 /// Runs the command line.
@@ -121,8 +125,12 @@ fn run(line: &CommandLine, matches: &ArgMatches) -> Result<(), Failure> {
     let config = resolve(file.as_deref(), matches)?;
     match &line.command {
         Command::Serve(_) => {
-            logging::start(&config.log);
-            app::serve(config).map_err(Failure::Failed)
+            let log = logging::start(&config.log);
+            // The default file may have come, or gone, since the start.
+            let reread = || resolve(config_file(line.config.as_deref()).as_deref(), matches);
+            let reread =
+                || reread().map_err(|failure| failure.to_string().lines().map(str::to_owned).collect());
+            app::serve(config, &log, &reread).map_err(Failure::Failed)
         }
         Command::Token(options) => token::run(options, &config, clock::now()),
         Command::Ice(options) => ice::run(options, &config, clock::now()),

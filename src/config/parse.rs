@@ -74,6 +74,33 @@ pub(super) fn host(text: &str) -> Result<Option<String>, String> {
     }
 }
 
+/// A name, or an address, that an authority certifies. It cannot check a wildcard in the ways that we can answer.
+pub(super) fn domain(text: &str) -> Result<String, String> {
+    if text.starts_with("*.") {
+        return Err(format!(
+            "{text:?} is a wildcard, for which authorities want a DNS record: name each host"
+        ));
+    }
+    host(text)?.ok_or_else(|| "an empty name".to_owned())
+}
+
+pub(super) fn email(text: &str) -> Result<Option<String>, String> {
+    let is_address = text.split_once('@').is_some_and(|(user, host)| !user.is_empty() && is_host_name(host));
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',' && byte != b'?');
+    match text {
+        "" => Ok(None),
+        _ if is_address && is_plain => Ok(Some(text.to_owned())),
+        _ => Err(format!(r#"{text:?} is not an email address, such as "admin@example.org""#)),
+    }
+}
+
+/// Where an ACME authority is.
+pub(super) fn directory(text: &str) -> Result<String, String> {
+    let uri = text.parse::<hyper::Uri>().ok();
+    let is_https = uri.is_some_and(|uri| uri.scheme_str() == Some("https") && uri.host().is_some());
+    is_https.then(|| text.to_owned()).ok_or_else(|| format!("{text:?} is not an https URL"))
+}
+
 fn is_host_name(text: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
     let label = |label: &str| {
@@ -148,7 +175,8 @@ pub(super) fn log_format(text: &str) -> Result<bool, String> {
 #[cfg(test)]
 mod tests {
     use super::{
-        address, duration, host, lifetime, listen, log_filter, network, origin, ports, realm, secret,
+        address, directory, domain, duration, email, host, lifetime, listen, log_filter, network, origin,
+        ports, realm, secret,
     };
 
     #[test]
@@ -208,6 +236,22 @@ mod tests {
         {
             assert!(host(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn what_authorities_are_told() {
+        assert_eq!(domain("Turn.example.org"), Ok("turn.example.org".to_owned()));
+        assert_eq!(domain("[2001:db8::5]"), Ok("2001:db8::5".to_owned()));
+        assert!(domain("*.example.org").unwrap_err().contains("wildcard"));
+        assert!(domain("").is_err() && domain("https://a.org").is_err());
+        assert_eq!(email(""), Ok(None));
+        assert_eq!(email("admin@example.org"), Ok(Some("admin@example.org".to_owned())));
+        for bad in ["admin", "@example.org", "a@b@c", "a b@example.org", "a@example.org?x", "a,b@example.org"]
+        {
+            assert!(email(bad).is_err(), "{bad:?}");
+        }
+        assert!(directory("https://localhost:14000/dir").is_ok());
+        assert!(directory("http://localhost/dir").is_err() && directory("here").is_err());
     }
 
     #[test]

@@ -7,7 +7,14 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 
 /// The secrets shared between who mints TURN users and who checks them: the first mints, all verify.
 #[derive(Clone)]
-pub struct TurnSecrets(Vec<hmac::Key>);
+pub struct TurnSecrets {
+    current: Vec<hmac::Key>,
+    /// Those that were current before, the latest first.
+    retired: Vec<hmac::Key>,
+}
+
+/// Of secrets that were replaced so many are remembered: every request of who holds an allocation may have to try them all.
+const RETIRED: usize = 16;
 
 /// A TURN user as a client needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,26 +30,39 @@ impl TurnSecrets {
     #[must_use]
     pub fn new<S: AsRef<[u8]>>(secrets: &[S]) -> Option<Self> {
         let key = |secret: &S| hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, secret.as_ref());
-        (!secrets.is_empty()).then(|| Self(secrets.iter().map(key).collect()))
+        (!secrets.is_empty())
+            .then(|| Self { current: secrets.iter().map(key).collect(), retired: Vec::new() })
+    }
+
+    /// These, in place of `before`, which nobody gets a new allocation by any more.
+    #[must_use]
+    pub fn in_place_of(mut self, before: &Self) -> Self {
+        self.retired = before.current.iter().chain(&before.retired).take(RETIRED).cloned().collect();
+        self
     }
 
     /// Mints the user of `agent`, valid until `expires` (Unix seconds).
     #[must_use]
     pub fn mint(&self, agent: &str, expires: u64) -> TurnUser {
         let username = format!("{expires}:{agent}");
-        let credential = password(&self.0[0], &username);
+        let credential = password(&self.current[0], &username);
         TurnUser { username, credential }
     }
 
     /// The passwords that `username` may have, one for each secret. The caller compares by MESSAGE-INTEGRITY.
     pub fn passwords<'a>(&'a self, username: &'a str) -> impl Iterator<Item = String> + 'a {
-        self.0.iter().map(move |key| password(key, username))
+        self.current.iter().map(move |key| password(key, username))
+    }
+
+    /// The same by secrets that have been replaced: good for who holds an allocation that was made with one.
+    pub fn retired_passwords<'a>(&'a self, username: &'a str) -> impl Iterator<Item = String> + 'a {
+        self.retired.iter().map(move |key| password(key, username))
     }
 }
 
 impl std::fmt::Debug for TurnSecrets {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "TurnSecrets({})", self.0.len())
+        write!(f, "TurnSecrets({}, {} retired)", self.current.len(), self.retired.len())
     }
 }
 

@@ -17,15 +17,18 @@ const REMEMBERED: usize = 65_536;
 
 /// Counts connections by who opened them.
 #[derive(Clone, Debug)]
-pub struct Admission {
+pub struct Admission(Arc<Mutex<Open>>);
+
+#[derive(Debug)]
+struct Limits {
     per_address: usize,
     total: usize,
     handshakes: Option<Rate>,
-    open: Arc<Mutex<Open>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Open {
+    limits: Limits,
     total: usize,
     by_source: HashMap<Source, Visitor>,
 }
@@ -66,47 +69,61 @@ impl Admission {
     /// `connections` is what this process can hold, whatever the configuration says.
     #[must_use]
     pub fn new(config: &config::Http, connections: usize) -> Self {
-        let rate = config.handshakes_per_second_per_address;
-        Self {
-            per_address: or_unlimited(config.connections_per_address),
-            total: or_unlimited(config.connections_total).min(connections),
-            handshakes: Rate::new(rate, rate),
-            open: Arc::default(),
-        }
+        Self::within(Limits::new(config, connections))
+    }
+
+    fn within(limits: Limits) -> Self {
+        Self(Arc::new(Mutex::new(Open { limits, total: 0, by_source: HashMap::new() })))
+    }
+
+    /// Other limits from now on. Connections that are open stay.
+    pub fn adopt(&self, config: &config::Http, connections: usize) {
+        lock(&self.0).limits = Limits::new(config, connections);
     }
 
     /// Everybody gets in.
     #[cfg(test)]
     pub(crate) fn unlimited() -> Self {
-        Self { per_address: usize::MAX, total: usize::MAX, handshakes: None, open: Arc::default() }
+        Self::within(Limits { per_address: usize::MAX, total: usize::MAX, handshakes: None })
     }
 
     /// `None`: this connection is one too many.
     pub fn admit(&self, now: Instant, ip: IpAddr) -> Option<Permit> {
         let source = Source::of(ip);
-        let mut open = lock(&self.open);
-        if open.total >= self.total {
+        let mut open = lock(&self.0);
+        let Open { limits, total, by_source } = &mut *open;
+        if *total >= limits.total {
             return None;
         }
-        if open.by_source.len() >= REMEMBERED {
-            open.by_source.retain(|_, visitor| visitor.connections > 0 || !visitor.handshakes.is_full(now));
+        if by_source.len() >= REMEMBERED {
+            by_source.retain(|_, visitor| visitor.connections > 0 || !visitor.handshakes.is_full(now));
         }
-        let visitor = open
-            .by_source
+        let visitor = by_source
             .entry(source)
             .or_insert_with(|| Visitor { connections: 0, handshakes: Bucket::new(now) });
-        let in_time = self.handshakes.is_none_or(|rate| visitor.handshakes.take(now, rate).is_ok());
-        if !in_time || visitor.connections >= self.per_address {
+        let in_time = limits.handshakes.is_none_or(|rate| visitor.handshakes.take(now, rate).is_ok());
+        if !in_time || visitor.connections >= limits.per_address {
             return None;
         }
         visitor.connections += 1;
-        open.total += 1;
-        Some(Permit { source, open: Arc::clone(&self.open) })
+        *total += 1;
+        Some(Permit { source, open: Arc::clone(&self.0) })
     }
 
     /// Connections open now.
     pub fn open(&self) -> usize {
-        lock(&self.open).total
+        lock(&self.0).total
+    }
+}
+
+impl Limits {
+    fn new(config: &config::Http, connections: usize) -> Self {
+        let rate = config.handshakes_per_second_per_address;
+        Self {
+            per_address: or_unlimited(config.connections_per_address),
+            total: or_unlimited(config.connections_total).min(connections),
+            handshakes: Rate::new(rate, rate),
+        }
     }
 }
 
@@ -146,6 +163,7 @@ mod tests {
         let config = config::Http {
             listen: vec![],
             certificate: None,
+            acme: None,
             allowed_origins: vec![],
             connections_per_address: per_address,
             handshakes_per_second_per_address: handshakes,
@@ -202,9 +220,9 @@ mod tests {
 
     #[test]
     fn no_more_than_the_process_can_hold() {
-        assert_eq!(admission(0, 0, 0).total, DESCRIPTORS);
-        assert_eq!(admission(0, 0, u32::MAX).total, DESCRIPTORS);
-        assert_eq!(admission(0, 0, 9).total, 9);
+        assert_eq!(lock(&admission(0, 0, 0).0).limits.total, DESCRIPTORS);
+        assert_eq!(lock(&admission(0, 0, u32::MAX).0).limits.total, DESCRIPTORS);
+        assert_eq!(lock(&admission(0, 0, 9).0).limits.total, 9);
     }
 
     #[test]
@@ -214,6 +232,6 @@ mod tests {
             admission.admit(t0, Ipv4Addr::from(n).into());
         }
         admission.admit(t0 + Duration::from_secs(2), ip("2001:db8::1"));
-        assert_eq!(lock(&admission.open).by_source.len(), 1);
+        assert_eq!(lock(&admission.0).by_source.len(), 1);
     }
 }

@@ -26,7 +26,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tracing::{debug, warn};
 
-use crate::{clock, tls};
+use crate::{clock, config, tls};
 
 pub mod admission; // connections and handshakes per address
 
@@ -133,6 +133,11 @@ impl Door {
         }
     }
 
+    /// Other limits from now on, as [`Admission::adopt`].
+    pub fn adopt(&self, config: &config::Http, connections: usize) {
+        self.admission.adopt(config, connections);
+    }
+
     /// A place for one more connection from `ip`; `None` where it is one too many.
     pub fn admit(&self, ip: IpAddr) -> Option<Permit> {
         let permit = self.admission.admit(clock::now().mono, ip);
@@ -176,6 +181,10 @@ impl Door {
         let mut stream = self.in_time(self.acceptor.accept(stream)).await?;
         self.handshakes.fetch_add(1, Relaxed);
         let protocol = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
+        if protocol.as_deref() == Some(tls::ALPN_ACME) {
+            // The handshake was all that an authority wanted (RFC 8737 §3).
+            return Ok(None);
+        }
         let for_relay = match protocol.as_deref() {
             Some(protocol) => tls::ALPN_RELAY.contains(&protocol),
             None => match self.in_time(stream.fill_buf()).await?.first() {

@@ -4,7 +4,7 @@ use std::{
     fmt,
     net::IpAddr,
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -21,7 +21,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::watch,
+    sync::{Notify, watch},
     task::JoinSet,
     time::timeout,
 };
@@ -61,15 +61,29 @@ const MAX_STREAMS: u32 = 32;
 
 /// Everything a request can ask for.
 pub struct Front {
+    terms: RwLock<Arc<Terms>>,
+    patience: Patience,
+    switchboard: Arc<Switchboard>,
+    ready: Arc<AtomicBool>,
+    counts: Counts,
+}
+
+/// What requests are answered by. It may change while agents are connected.
+pub struct Terms {
     tokens: TokenKeys,
     turn: TurnSecrets,
     ice: IceOffer,
     max_frame: usize,
     origins: Origins,
-    patience: Patience,
-    switchboard: Arc<Switchboard>,
-    ready: Arc<AtomicBool>,
-    counts: Counts,
+}
+
+impl Terms {
+    /// What the configuration says.
+    #[must_use]
+    pub fn new(config: &Config, tokens: TokenKeys, turn: TurnSecrets, ice: IceOffer) -> Self {
+        let max_frame = config.signaling.max_frame;
+        Self { tokens, turn, ice, max_frame, origins: Origins::new(&config.http.allowed_origins) }
+    }
 }
 
 /// How long a client may take.
@@ -107,38 +121,35 @@ pub struct Counters {
 impl Front {
     /// `ready` is what `/readyz` answers.
     #[must_use]
-    pub fn new(
-        config: &Config,
-        tokens: TokenKeys,
-        turn: TurnSecrets,
-        ice: IceOffer,
-        ready: Arc<AtomicBool>,
-    ) -> Arc<Self> {
-        Self::with_patience(config, tokens, turn, ice, ready, Patience::default(), config.signaling.limits())
+    pub fn new(terms: Terms, limits: Limits, ready: Arc<AtomicBool>) -> Arc<Self> {
+        Self::with_patience(terms, limits, ready, Patience::default())
     }
 
-    /// With other deadlines and limits than everybody's, for tests.
+    /// With other deadlines than everybody's, for tests.
     #[must_use]
     pub fn with_patience(
-        config: &Config,
-        tokens: TokenKeys,
-        turn: TurnSecrets,
-        ice: IceOffer,
+        terms: Terms,
+        limits: Limits,
         ready: Arc<AtomicBool>,
         patience: Patience,
-        limits: Limits,
     ) -> Arc<Self> {
         Arc::new(Self {
-            tokens,
-            turn,
-            ice,
-            max_frame: limits.max_frame,
-            origins: Origins::new(&config.http.allowed_origins),
+            terms: RwLock::new(Arc::new(terms)),
             patience,
             switchboard: Arc::new(Switchboard::new(limits)),
             ready,
             counts: Counts::default(),
         })
+    }
+
+    /// Other terms and limits from now on; sessions and connections stay. An agent is told of the limits by its next welcome.
+    pub fn adopt(&self, terms: Terms, limits: Limits) {
+        *self.terms.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(terms);
+        self.switchboard.tell(|hub, _| hub.adopt(limits));
+    }
+
+    fn terms(&self) -> Arc<Terms> {
+        Arc::clone(&self.terms.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     #[must_use]
@@ -154,12 +165,20 @@ impl Front {
 
 impl fmt::Debug for Front {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Front").field("ice", &self.ice).field("counts", &self.counts).finish_non_exhaustive()
+        f.debug_struct("Front")
+            .field("ice", &self.terms().ice)
+            .field("counts", &self.counts)
+            .finish_non_exhaustive()
     }
 }
 
-/// Makes the text of `/metrics`.
-pub type Metrics = Arc<dyn Fn() -> String + Send + Sync>;
+/// What the operator may ask for on a port of its own.
+pub struct Operator {
+    /// Makes the text of `/metrics`.
+    pub metrics: Box<dyn Fn() -> String + Send + Sync>,
+    /// Somebody has asked for an end.
+    pub drain: Notify,
+}
 
 /// Where the public listeners' connections come in, and where those that are not ours go.
 #[derive(Clone)]
@@ -199,11 +218,11 @@ pub async fn serve(
 }
 
 /// Serves plain HTTP to the operator until dropped: the numbers are wanted most while we drain.
-pub async fn serve_admin(front: Arc<Front>, listeners: Vec<TcpListener>, metrics: Metrics) {
+pub async fn serve_admin(front: Arc<Front>, listeners: Vec<TcpListener>, operator: Arc<Operator>) {
     let (_stay, never) = watch::channel(false);
     let mut listening = JoinSet::new();
     for listener in listeners {
-        listening.spawn(listen_admin(Arc::clone(&front), listener, Arc::clone(&metrics), never.clone()));
+        listening.spawn(listen_admin(Arc::clone(&front), listener, Arc::clone(&operator), never.clone()));
     }
     while listening.join_next().await.is_some() {}
 }
@@ -242,11 +261,11 @@ async fn receive(visit: Visit, WebClient { stream, h2, permit }: WebClient, exch
 async fn listen_admin(
     front: Arc<Front>,
     listener: TcpListener,
-    metrics: Metrics,
+    operator: Arc<Operator>,
     never: watch::Receiver<bool>,
 ) {
     let welcome = |stream: TcpStream, client: IpAddr| {
-        let visit = Visit::new(&front, &stream, client, Some(Arc::clone(&metrics)), never.clone())?;
+        let visit = Visit::new(&front, &stream, client, Some(Arc::clone(&operator)), never.clone())?;
         Some(async move {
             serve_requests(&visit, stream).await;
         })
@@ -261,8 +280,8 @@ struct Visit {
     client: IpAddr,
     /// Our address as the client reached it.
     reached: IpAddr,
-    /// Only for the operator.
-    metrics: Option<Metrics>,
+    /// On the operator's port.
+    operator: Option<Arc<Operator>>,
     shutdown: watch::Receiver<bool>,
 }
 
@@ -272,16 +291,16 @@ impl Visit {
         front: &Arc<Front>,
         stream: &TcpStream,
         client: IpAddr,
-        metrics: Option<Metrics>,
+        operator: Option<Arc<Operator>>,
         shutdown: watch::Receiver<bool>,
     ) -> Option<Self> {
         let reached = stream.local_addr().ok()?.ip();
-        Some(Self { front: Arc::clone(front), client, reached, metrics, shutdown })
+        Some(Self { front: Arc::clone(front), client, reached, operator, shutdown })
     }
 
     /// A frame, whose size is checked before it is read.
     fn parse<'a>(&self, frame: &'a str) -> Result<message::Incoming<'a>, message::Rejected<'a>> {
-        if frame.len() > self.front.max_frame {
+        if frame.len() > self.front.terms().max_frame {
             let refusal = Refusal::TooLarge("the frame is over the limit");
             return Err(message::Rejected { id: None, refusal });
         }

@@ -22,6 +22,7 @@ use super::{
 use crate::{
     clock::{self, Now},
     credentials::token::Agent,
+    metrics,
     signaling::message::Kind,
 };
 
@@ -35,6 +36,7 @@ enum Route {
     Healthz,
     Readyz,
     Metrics,
+    Drain,
     Ice,
     TurnRest,
     Agents,
@@ -65,7 +67,7 @@ impl Route {
     fn methods(self) -> &'static str {
         match self {
             Self::Signal => "GET, POST, OPTIONS",
-            Self::Send(_) => "POST, OPTIONS",
+            Self::Send(_) | Self::Drain => "POST, OPTIONS",
             _ => "GET, OPTIONS",
         }
     }
@@ -94,8 +96,12 @@ const PUBLIC: &[(&str, Route)] = &[
     ("/readyz", Route::Readyz),
 ];
 
-const ADMIN: &[(&str, Route)] =
-    &[("/metrics", Route::Metrics), ("/healthz", Route::Healthz), ("/readyz", Route::Readyz)];
+const ADMIN: &[(&str, Route)] = &[
+    ("/metrics", Route::Metrics),
+    ("/drain", Route::Drain),
+    ("/healthz", Route::Healthz),
+    ("/readyz", Route::Readyz),
+];
 
 /// Answers one request; an upgrade that was agreed to goes into `accepted`.
 pub(super) async fn answer(
@@ -105,8 +111,8 @@ pub(super) async fn answer(
 ) -> Answer {
     let counts = &visit.front.counts;
     counts.requests.fetch_add(1, Ordering::Relaxed);
-    let origins = &visit.front.origins;
-    if !origins.allow(request.headers()) {
+    let terms = visit.front.terms();
+    if !terms.origins.allow(request.headers()) {
         counts.problems.fetch_add(1, Ordering::Relaxed);
         return Problem::forbidden("this origin is not in http.allowed_origins").response();
     }
@@ -115,7 +121,7 @@ pub(super) async fn answer(
         counts.problems.fetch_add(1, Ordering::Relaxed);
         problem.response()
     });
-    origins.share(origin, response.headers_mut());
+    terms.origins.share(origin, response.headers_mut());
     response
 }
 
@@ -128,7 +134,7 @@ async fn route(
     if request.body().size_hint().lower() > most {
         return Err(Problem::too_large());
     }
-    let route = Route::of(request.uri().path(), visit.metrics.is_some()).ok_or_else(Problem::not_found)?;
+    let route = Route::of(request.uri().path(), visit.operator.is_some()).ok_or_else(Problem::not_found)?;
     if !route.takes(request.method()) {
         return Err(Problem::method_not_allowed(route.methods()));
     }
@@ -138,7 +144,8 @@ async fn route(
     match route {
         Route::Healthz => Ok(text("ok\n")),
         Route::Readyz => readyz(visit),
-        Route::Metrics => Ok(metrics(visit)),
+        Route::Metrics => Ok(metrics(visit, request.headers())),
+        Route::Drain => Ok(drain(visit)),
         Route::Ice => ice(visit, &request),
         Route::TurnRest => turn_rest(visit, &request),
         Route::Agents => agents::list(visit, &request),
@@ -165,11 +172,27 @@ fn readyz(visit: &Visit) -> Result<Answer, Problem> {
     }
 }
 
-fn metrics(visit: &Visit) -> Answer {
-    let mut response = text("");
-    *response.body_mut() = visit.metrics.as_ref().map_or(String::new(), |metrics| metrics()).into();
-    let prometheus = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-    response.headers_mut().insert(header::CONTENT_TYPE, prometheus);
+/// In OpenMetrics for who says that it reads that, as Prometheus does; else in the text that everybody reads.
+fn metrics(visit: &Visit, headers: &HeaderMap) -> Answer {
+    const OPEN: &str = "application/openmetrics-text";
+    let page = visit.operator.as_ref().map_or(String::new(), |operator| (operator.metrics)());
+    let is_open =
+        headers.get(header::ACCEPT).is_some_and(|accept| accept.to_str().unwrap_or("").contains(OPEN));
+    let (page, kind) = if is_open {
+        (page, "application/openmetrics-text; version=1.0.0; charset=utf-8")
+    } else {
+        (metrics::in_prometheus_text(&page), "text/plain; version=0.0.4; charset=utf-8")
+    };
+    with_headers(page.into(), [(header::CONTENT_TYPE, HeaderValue::from_static(kind))])
+}
+
+/// It begins at once; what has to end first takes its time.
+fn drain(visit: &Visit) -> Answer {
+    if let Some(operator) = &visit.operator {
+        operator.drain.notify_one();
+    }
+    let mut response = text("draining\n");
+    *response.status_mut() = StatusCode::ACCEPTED;
     response
 }
 
@@ -206,11 +229,11 @@ pub(super) fn ice_list(
     if !agent.scopes.ice {
         return Err(Problem::forbidden("the token lacks the scope ice"));
     }
-    let front = &visit.front;
+    let terms = visit.front.terms();
     let token_left = Duration::from_secs(agent.expires.saturating_sub(now.unix()));
-    let ttl = front.ice.lifetime(asked, token_left);
-    let host = front.ice.host_for(visit.client, visit.reached);
-    Ok(ice::ice_list(&front.ice, &front.turn, now, agent.id.as_str(), ttl, &host))
+    let ttl = terms.ice.lifetime(asked, token_left);
+    let host = terms.ice.host_for(visit.client, visit.reached);
+    Ok(ice::ice_list(&terms.ice, &terms.turn, now, agent.id.as_str(), ttl, &host))
 }
 
 /// `ttl` in whole seconds. A number too large for us is a number still, and is lowered to the limit.
@@ -227,7 +250,7 @@ fn asked_ttl(request: &Request<Incoming>) -> Result<Option<Duration>, Problem> {
 /// Whose token the request carries.
 pub(super) fn authorised<B>(visit: &Visit, request: &Request<B>, now: Now) -> Result<Agent, Problem> {
     let token = bearer(request.headers()).ok_or_else(Problem::no_token)?;
-    Ok(visit.front.tokens.check(now, token)?)
+    Ok(visit.front.terms().tokens.check(now, token)?)
 }
 
 /// RFC 6750 §2.1.

@@ -72,7 +72,7 @@ pub(super) async fn post(visit: &Visit, request: Request<Incoming>) -> Result<An
         for frame in frames {
             answers.push(match frame {
                 Ok(IncomingFrame { id, frame: ClientFrame::Renew { token }, .. }) => {
-                    hub.ask_renewal(now, &agent.id, id, visit.front.tokens.check(now, &token))
+                    hub.ask_renewal(now, &agent.id, id, visit.front.terms().tokens.check(now, &token))
                 }
                 frame => hub.ask(now, &agent.id, frame),
             });

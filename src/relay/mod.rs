@@ -1,19 +1,21 @@
 //! Drives `turn`: one shard per core, each a thread with its own listeners and relay sockets; a fallen one starts anew.
 
 mod crossing; // from one shard to another
+mod handover; // from one process to the next
 mod shard; // the loop: read, decide, send, effects, deadline
 mod sockets; // listeners, and the sockets of relayed addresses
 mod stream; // clients on TCP and TLS
 
+pub use handover::Link;
 pub use sockets::LISTENER_BUFFER;
 
 use std::{
-    io,
-    net::SocketAddr,
+    io, iter,
+    net::{SocketAddr, UdpSocket},
     ops::RangeInclusive,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed},
         mpsc,
     },
@@ -25,7 +27,6 @@ use self::shard::{Command, Listener, Mailbox, Place, Shard};
 use crate::{
     credentials::turn_rest::TurnSecrets,
     door::RelayClient,
-    host::cannot_listen,
     poll,
     turn::{
         RelayPort,
@@ -33,8 +34,8 @@ use crate::{
         counters::Counters,
         nonce::Nonces,
         policy::Policy,
-        quota::Quotas,
-        server::{Server, Setup},
+        quota::{Limits, Quotas},
+        server::{Rules, Server, Setup},
         strangers::Strangers,
     },
     udp::{self, Offload},
@@ -43,13 +44,9 @@ use crate::{
 /// What a relay is built from.
 #[derive(Clone, Debug)]
 pub struct RelayConfig {
-    /// Where clients send to; port 0 lets the kernel choose.
-    pub listen: Vec<SocketAddr>,
-    /// How many shards; fewer are started when [`Self::ports`] is small.
-    pub shards: usize,
     /// Ports of relayed addresses.
     pub ports: RangeInclusive<u16>,
-    /// Which peers may be reached; the addresses of [`Self::listen`] are added to its listeners.
+    /// Which peers may be reached; the addresses of the relay's listeners are added to its own.
     pub policy: Policy,
     /// How many allocations may be held.
     pub quotas: Quotas,
@@ -67,33 +64,33 @@ pub struct RelayConfig {
 pub struct Relay {
     listening: Vec<SocketAddr>,
     mailboxes: Arc<[Mailbox]>,
+    adopted: Adopted,
+    quotas: Quotas,
     /// Whose turn it is to take the next stream.
     turn: AtomicUsize,
     threads: Vec<JoinHandle<()>>,
 }
 
+/// The rules that came after those of the start, for shards that start anew.
+type Adopted = Arc<Mutex<Option<Rules>>>;
+
 /// For a shard to answer; it does so between two batches.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// A shard has so many ports at least.
-const PORTS_PER_SHARD: usize = 1_024;
+pub const PORTS_PER_SHARD: usize = 1_024;
 
 impl Relay {
-    /// Binds everything, then starts the shards.
+    /// Starts the shards: as many as an address has `listeners`, each of which goes to one shard. Where another process has
+    /// read them so far, `links` go there, one for each shard, and nothing is read before it says so.
     ///
     /// # Errors
-    /// One line that names the address and what is wrong with it.
-    pub fn start(mut config: RelayConfig) -> Result<Self, String> {
-        let shards = config.shards.clamp(1, config.ports.len().div_ceil(PORTS_PER_SHARD));
-        let mut listeners: Vec<Vec<Listener>> = (0..shards).map(|_| Vec::new()).collect();
-        let mut listening = Vec::new();
-        for at in config.listen.clone() {
-            let bound = listen(at, &mut listeners)
-                .map_err(|error| cannot_listen("TURN over UDP", at, "--turn-listen", &error))?;
-            listening.push(bound);
-        }
-        config.policy.listeners.extend(&listening);
-        tell_buffers(&listeners[0]);
-        start_shards(&config, listening, listeners)
+    /// One line for people.
+    pub fn start(
+        mut config: RelayConfig,
+        listeners: Vec<Vec<UdpSocket>>,
+        links: Vec<Link>,
+    ) -> Result<Self, String> {
+        start_shards(&mut config, listeners, links)
             .map_err(|error| format!("cannot start the relay: {error}"))
     }
 
@@ -109,6 +106,35 @@ impl Relay {
         self.mailboxes[shard].tell(Command::Welcome(Box::new(client)));
     }
 
+    /// Goes by other rules and quotas from now on; nothing that lives is touched.
+    pub fn adopt(&self, rules: &Rules, quotas: Limits) {
+        self.quotas.adopt(quotas);
+        *self.adopted.lock().unwrap_or_else(PoisonError::into_inner) = Some(rules.clone());
+        self.mailboxes.iter().for_each(|shard| shard.tell(Command::Adopt(Box::new(rules.clone()))));
+    }
+
+    /// Lets the relay at the other ends of `links`, one for each shard, have the listeners, and tells it who is here. Takes
+    /// nobody new from now on.
+    pub fn hand_over(&self, links: Vec<Link>) {
+        for (shard, link) in self.mailboxes.iter().zip(links) {
+            let (to, done) = mpsc::sync_channel(1);
+            shard.tell(Command::HandOver(link, to));
+            // A shard that does not answer has fallen: it starts anew, and reads its listeners.
+            let _ = done.recv_timeout(PATIENCE);
+        }
+    }
+
+    /// Reads the listeners again: the process that had them has come to nothing.
+    pub fn take_back(&self) {
+        self.mailboxes.iter().for_each(|shard| shard.tell(Command::TakeBack));
+    }
+
+    /// How many shards there are.
+    #[must_use]
+    pub fn shards(&self) -> usize {
+        self.mailboxes.len()
+    }
+
     /// No new allocations from now on.
     pub fn drain(&self) {
         self.mailboxes.iter().for_each(|shard| shard.tell(Command::Drain));
@@ -118,14 +144,22 @@ impl Relay {
     #[must_use]
     pub fn counters(&self) -> Counters {
         let mut sum = Counters::default();
-        for shard in &*self.mailboxes {
+        self.count().flatten().for_each(|counters| sum += &counters);
+        sum
+    }
+
+    /// The first shard that does not answer, if there is one.
+    #[must_use]
+    pub fn stuck(&self) -> Option<usize> {
+        self.count().position(|answer| answer.is_none())
+    }
+
+    fn count(&self) -> impl Iterator<Item = Option<Counters>> + '_ {
+        self.mailboxes.iter().map(|shard| {
             let (to, counted) = mpsc::sync_channel(1);
             shard.tell(Command::Count(to));
-            if let Ok(counters) = counted.recv_timeout(PATIENCE) {
-                sum += &counters;
-            }
-        }
-        sum
+            counted.recv_timeout(PATIENCE).ok()
+        })
     }
 }
 
@@ -138,42 +172,70 @@ impl Drop for Relay {
     }
 }
 
-/// One socket for each shard at the same address, which is given back with its port.
-fn listen(at: SocketAddr, shards: &mut [Vec<Listener>]) -> io::Result<SocketAddr> {
+/// Sockets for so many shards at one address. Port 0 lets the kernel choose.
+///
+/// # Errors
+/// What the kernel says.
+pub fn bind(at: SocketAddr, shards: usize) -> io::Result<Vec<UdpSocket>> {
     // Sockets that share an address would silently share it with another instance, too: ask once without sharing.
     let at = sockets::listener(at, false)?.local_addr()?;
-    let shared = shards.len() > 1;
-    for listeners in shards {
-        listeners.push(Listener { socket: sockets::listener(at, shared)?, at });
-    }
-    Ok(at)
+    (0..shards).map(|_| sockets::listener(at, shards > 1)).collect()
+}
+
+/// Sockets that somebody else has bound, as [`bind`] gives them.
+///
+/// # Errors
+/// What the kernel says.
+pub fn adopt(sockets: Vec<UdpSocket>) -> io::Result<Vec<UdpSocket>> {
+    sockets.iter().try_for_each(sockets::adopt).map(|()| sockets)
 }
 
 fn start_shards(
-    config: &RelayConfig,
-    listening: Vec<SocketAddr>,
-    listeners: Vec<Vec<Listener>>,
+    config: &mut RelayConfig,
+    sockets: Vec<Vec<UdpSocket>>,
+    links: Vec<Link>,
 ) -> io::Result<Relay> {
+    let listening = sockets.iter().map(|sockets| sockets[0].local_addr()).collect::<io::Result<Vec<_>>>()?;
+    config.policy.listeners.extend(&listening);
+    tell_buffers(sockets.iter().flatten());
+    let listeners = by_shard(sockets, &listening);
     let both: Vec<_> = listeners.iter().map(|_| Mailbox::new()).collect::<io::Result<_>>()?;
     let (mailboxes, inboxes): (Vec<_>, Vec<_>) = both.into_iter().unzip();
     let mailboxes: Arc<[Mailbox]> = mailboxes.into();
     let segmentation = probe();
-    let places = listeners.into_iter().zip(inboxes).enumerate();
-    let start = |(index, (listeners, inbox)): (usize, (Vec<Listener>, _))| {
+    let adopted = Adopted::default();
+    let links = links.into_iter().map(Some).chain(iter::repeat_with(|| None));
+    let places = listeners.into_iter().zip(inboxes).zip(links).enumerate();
+    let start = |(index, ((listeners, inbox), link)): (usize, ((Vec<Listener>, _), _))| {
         let (config, mailboxes) = (config.clone(), Arc::clone(&mailboxes));
-        let place = Place { index, listeners: listeners.into(), segmentation, inbox, mailboxes };
+        let adopted = Arc::clone(&adopted);
+        let (listeners, link) = (listeners.into(), Mutex::new(link));
+        let place = Place { index, listeners, segmentation, inbox, mailboxes, link, adopted };
         let first = shard(&config, &place)?;
         std::thread::Builder::new()
             .name(format!("relay-{index}"))
             .spawn(move || supervise(first, &config, &place))
     };
     let threads = places.map(start).collect::<io::Result<_>>()?;
-    Ok(Relay { listening, mailboxes, turn: AtomicUsize::new(0), threads })
+    let quotas = config.quotas.clone();
+    Ok(Relay { listening, mailboxes, adopted, quotas, turn: AtomicUsize::new(0), threads })
+}
+
+/// The n-th socket of each address is the n-th shard's.
+fn by_shard(sockets: Vec<Vec<UdpSocket>>, listening: &[SocketAddr]) -> Vec<Vec<Listener>> {
+    let shards = sockets.iter().map(Vec::len).max().unwrap_or(1);
+    let mut listeners: Vec<Vec<Listener>> = (0..shards).map(|_| Vec::new()).collect();
+    for (sockets, &at) in sockets.into_iter().zip(listening) {
+        for (shard, socket) in sockets.into_iter().enumerate() {
+            listeners[shard].push(Listener { socket, at });
+        }
+    }
+    listeners
 }
 
 /// A burst that a listener's buffer cannot hold is lost.
-fn tell_buffers(listeners: &[Listener]) {
-    let least = listeners.iter().map(|listener| udp::receive_buffer(&listener.socket)).min().unwrap_or(0);
+fn tell_buffers<'a>(listeners: impl Iterator<Item = &'a UdpSocket>) {
+    let least = listeners.map(udp::receive_buffer).min().unwrap_or(0);
     if least < sockets::LISTENER_BUFFER {
         tracing::info!(
             "the kernel gives TURN listeners {} KiB of receive buffer, not {}: raise net.core.rmem_max and wmem_max to {} \
@@ -237,7 +299,11 @@ fn shard(config: &RelayConfig, place: &Place) -> io::Result<Shard> {
         strangers: config.strangers.clone(),
         ports: relays.iter().map(|_| share(&config.ports, index, count).collect()).collect(),
     };
-    Shard::new(Server::new(setup), relays, place)
+    let mut server = Server::new(setup);
+    if let Some(rules) = place.adopted.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+        server.adopt(rules);
+    }
+    Shard::new(server, relays, place)
 }
 
 /// Every `count`-th pair of ports, from `index` on: pairs, so that each shard has even ports to give.
@@ -260,7 +326,26 @@ fn forget_ports(config: &RelayConfig, index: usize, count: usize) {
 
 #[cfg(test)]
 mod tests {
-    use super::share;
+    use std::sync::{Arc, atomic::AtomicUsize};
+
+    use super::{Adopted, Mailbox, Relay, share};
+    use crate::turn::quota::{Limits, Quotas};
+
+    #[test]
+    fn a_shard_that_does_not_answer_is_named() {
+        let (mailbox, _nobody_reads) = Mailbox::new().unwrap();
+        let mut relay = Relay {
+            listening: Vec::new(),
+            mailboxes: Arc::new([mailbox]),
+            adopted: Adopted::default(),
+            quotas: Quotas::new(Limits::default()),
+            turn: AtomicUsize::new(0),
+            threads: Vec::new(),
+        };
+        assert_eq!(relay.stuck(), Some(0));
+        relay.mailboxes = Arc::new([]);
+        assert_eq!(relay.stuck(), None);
+    }
 
     #[test]
     fn shards_share_all_ports_and_each_has_even_ones() {

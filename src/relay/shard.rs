@@ -5,18 +5,21 @@ use std::{
     io, mem,
     net::{SocketAddr, UdpSocket},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         mpsc::{self, Receiver, Sender, SyncSender, TryRecvError},
     },
     thread,
     time::{Duration, Instant},
 };
 
+mod handover; // to the next process, or from the one before
 mod packets; // between clients and peers, and between clients
 mod streams; // clients on TCP and TLS
 
+use self::handover::Other;
 use super::{
     crossing::{Arrivals, Crossing, Parcel},
+    handover::Link,
     owner,
     sockets::{Overflow, RelaySockets},
     stream::Streams,
@@ -27,9 +30,9 @@ use crate::{
     poll::{Poll, Waker},
     turn::{
         Family, RelayAddress, RelayPort,
-        counters::{Counters, Dropped},
+        counters::{Counters, Dropped, Turns},
         quota::Tenure,
-        server::{Effect, Server},
+        server::{Effect, Rules, Server},
     },
     udp::{Arena, Outbox},
 };
@@ -42,6 +45,12 @@ pub enum Command {
     Reclaim(Arc<Tenure>),
     /// Serve a client on TCP or TLS.
     Welcome(Box<RelayClient>),
+    /// Go by other rules.
+    Adopt(Box<Rules>),
+    /// Let the shard at the other end have the clients to come, and say when it is so.
+    HandOver(Link, SyncSender<()>),
+    /// That one came to nothing.
+    TakeBack,
     /// No new allocations.
     Drain,
     /// Come to an end.
@@ -100,6 +109,10 @@ pub struct Place {
     pub inbox: Inbox,
     /// How it tells the shards, itself among them.
     pub mailboxes: Arc<[Mailbox]>,
+    /// To the shard that had the listeners before, once.
+    pub link: Mutex<Option<Link>>,
+    /// What it goes by, if not by what it was built from.
+    pub adopted: Arc<Mutex<Option<Rules>>>,
 }
 
 /// All that a shard owns.
@@ -123,6 +136,8 @@ pub struct Shard {
     /// Empty ones.
     spare: Vec<Parcel>,
     streams: Streams,
+    other: Other,
+    turns: Turns,
     /// When the streams are next looked at for those that take too long.
     look: Instant,
     /// When this turn began.
@@ -151,9 +166,10 @@ const PIECES: usize = 4;
 const STRANGERS_LONGEST: usize = 2_048;
 
 /// Numbers in the poll: listeners by index from 0, relay sockets by address and port above, then streams by index, the
-/// waker.
+/// link, the waker.
 const RELAY: u64 = 1 << 32;
 const STREAM: u64 = 1 << 48;
+const LINK: u64 = WAKER - 1;
 const WAKER: u64 = u64::MAX;
 
 impl Shard {
@@ -164,8 +180,14 @@ impl Shard {
     pub fn new(server: Server, relays: Vec<RelayAddress>, place: &Place) -> io::Result<Self> {
         let poll = Poll::new()?;
         poll.add(&*place.inbox.waker, WAKER)?;
-        for (index, listener) in place.listeners.iter().enumerate() {
-            poll.add(&listener.socket, index as u64)?;
+        let link = place.link.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(link) = &link {
+            // Who reads the listeners says when it does so no more.
+            poll.add(link, LINK)?;
+        } else {
+            for (index, listener) in place.listeners.iter().enumerate() {
+                poll.add(&listener.socket, index as u64)?;
+            }
         }
         let now = clock::now();
         let mut shard = Self {
@@ -183,6 +205,8 @@ impl Shard {
             parcels: place.mailboxes.iter().map(|_| Parcel::new(place.index)).collect(),
             spare: Vec::new(),
             streams: Streams::default(),
+            other: Other::new(link),
+            turns: Turns::default(),
             look: now.mono,
             now,
             reply: Vec::new(),
@@ -206,6 +230,7 @@ impl Shard {
             for number in ready {
                 match number {
                     WAKER => inbox.waker.clear(),
+                    LINK => self.hear_other(),
                     STREAM.. => self.stream_is_ready((number - STREAM) as usize),
                     RELAY.. => self.read_relay(relay_port(number)),
                     index => self.read_listener(index as usize, SLOTS),
@@ -221,6 +246,7 @@ impl Shard {
             if obeyed == Obeyed::Stop {
                 return Ok(());
             }
+            self.turns.add(clock::now().mono.saturating_duration_since(self.now.mono).as_micros() as u64);
             if (BUSY..SLOTS / 2).contains(&mem::take(&mut self.slots_read)) {
                 thread::sleep(REST);
             }
@@ -239,6 +265,12 @@ impl Shard {
                 Ok(Command::Count(to)) => _ = to.send(self.counters()),
                 Ok(Command::Welcome(client)) => self.welcome(*client),
                 Ok(Command::Reclaim(idle)) => self.server.reclaim(&idle, self.now.mono),
+                Ok(Command::Adopt(rules)) => self.server.adopt(*rules),
+                Ok(Command::HandOver(link, done)) => {
+                    self.hand_over(link);
+                    _ = done.send(());
+                }
+                Ok(Command::TakeBack) => self.take_back(),
                 Ok(Command::Drain) => self.server.drain(),
                 Err(TryRecvError::Empty) => return Obeyed::GoOn,
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return Obeyed::Stop,
@@ -251,7 +283,9 @@ impl Shard {
 impl Shard {
     fn counters(&mut self) -> Counters {
         (0..self.listeners.len()).for_each(|index| self.count_overflow(index));
-        Counters { streams: self.streams.count(), ..self.server.counters() }
+        let handed_over = self.other.clients() as u64;
+        let (streams, waiting, turns) = (self.streams.count(), self.streams.waiting(), self.turns);
+        Counters { streams, waiting, turns, handed_over, ..self.server.counters() }
     }
 
     /// What did not fit into a listener's buffer since it was last asked.
@@ -275,6 +309,7 @@ impl Shard {
             match effect {
                 Effect::TakeRelay(at) => {
                     ports_moved = true;
+                    self.tell_relayed(at, true);
                     let socket = self.sockets.get(at).expect("only bound ports are in the reserve");
                     if let Err(error) = self.poll.add(socket, relay_number(at)) {
                         tracing::error!("cannot watch relay port {}: {error}", at.port);
@@ -286,8 +321,12 @@ impl Shard {
                     self.send();
                     self.server.count_dropped(Dropped::Overflow, self.sockets.overflow(at));
                     self.sockets.close(at);
+                    self.tell_relayed(at, false);
                 }
-                Effect::Ended(ended) => log_ended(&ended),
+                Effect::Ended(ended) => {
+                    self.tell_left(ended.client);
+                    log_ended(&ended);
+                }
                 Effect::Reclaim(idle) => self.mailboxes[idle.shard].tell(Command::Reclaim(idle)),
             }
         }
@@ -296,8 +335,11 @@ impl Shard {
         }
     }
 
-    /// Binds ports ahead of demand.
+    /// Binds ports ahead of demand, if there will be any.
     fn top_up(&mut self) {
+        if self.server.is_draining() {
+            return;
+        }
         for index in 0..self.relays.len() {
             let relay = index as u8;
             // A program that holds many of our ports must not hold us.

@@ -83,6 +83,19 @@ pub fn listener(at: SocketAddr, shared: bool) -> io::Result<UdpSocket> {
     })
 }
 
+/// Makes a socket that somebody else has bound into a [`listener`].
+///
+/// # Errors
+/// What the kernel says.
+pub fn adopt(socket: &UdpSocket) -> io::Result<()> {
+    udp::tell_local_address(socket, socket.local_addr()?.is_ipv6())?;
+    socket.set_nonblocking(true)?;
+    udp::size_buffers(socket, LISTENER_BUFFER)?;
+    // Where the kernel cannot, it reads one by one.
+    let _ = udp::coalesce(socket);
+    Ok(())
+}
+
 fn udp_socket(
     at: SocketAddr,
     buffer: usize,

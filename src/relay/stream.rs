@@ -146,6 +146,11 @@ impl Streams {
         self.open.is_empty()
     }
 
+    /// Bytes that wait to be sent, to all of them.
+    pub fn waiting(&self) -> u64 {
+        self.open.iter().map(|(_, client)| client.stream.pending() as u64).sum()
+    }
+
     /// How many there are without TLS, and with.
     pub fn count(&self) -> [u64; 2] {
         [(self.open.len() - self.over_tls) as u64, self.over_tls as u64]

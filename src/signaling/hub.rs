@@ -170,6 +170,11 @@ impl Hub {
         }
     }
 
+    /// Other limits from now on; what is held stays.
+    pub fn adopt(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     /// A connection said `hello` with a valid token: continues its session or starts the new one `fresh`, and takes
     /// over from an older connection of the same agent. The welcome waits to be written.
     ///

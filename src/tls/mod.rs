@@ -1,14 +1,24 @@
 //! Certificates: read from PEM, judged, and made into what a TLS listener needs.
 
-use std::{fmt, net::IpAddr, path::Path, sync::Arc};
+use std::{
+    fmt,
+    net::IpAddr,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use rustls::{
-    ServerConfig,
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, PrivateKeyDer, pem, pem::PemObject},
+    sign::CertifiedKey,
 };
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
+use crate::clock::Now;
+
+pub mod certificates; // what handshakes present, now
+pub mod files; // a certificate that somebody else renews
 pub mod self_signed; // the certificate of a first start
 
 /// What a relay client may say that it speaks (RFC 7443).
@@ -16,12 +26,15 @@ pub const ALPN_RELAY: [&[u8]; 2] = [b"stun.turn", b"stun.nat-discovery"];
 /// HTTP/2 (RFC 9113).
 pub const ALPN_H2: &[u8] = b"h2";
 
-/// A certificate chain and its key, ready to be served.
+/// The protocol of an authority that checks whether a name is ours (RFC 8737).
+pub const ALPN_ACME: &[u8] = b"acme-tls/1";
+
+/// A certificate chain and its key, ready to be presented.
 #[derive(Clone, Debug)]
 pub struct Certificate {
-    pub config: Arc<ServerConfig>,
-    /// No client trusts it by itself: `turns:` is not offered then.
-    pub self_signed: bool,
+    key: Arc<CertifiedKey>,
+    /// What the leaf says about itself.
+    pub facts: Facts,
 }
 
 impl Certificate {
@@ -30,9 +43,22 @@ impl Certificate {
     /// # Errors
     /// When one of them is missing or malformed, or they do not belong together.
     pub fn from_pem(cert_pem: &[u8], key_pem: &[u8]) -> Result<Self, CertificateError> {
-        let config = server_config(cert_pem, key_pem)?;
-        let self_signed = Facts::of_leaf(cert_pem)?.self_signed;
-        Ok(Self { config, self_signed })
+        let (chain, key) = read(cert_pem, key_pem)?;
+        let key = CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider())
+            .map_err(CertificateError::Unusable)?;
+        Ok(Self { key: Arc::new(key), facts: Facts::of_leaf(cert_pem)? })
+    }
+
+    /// The same for one that was just made here, and proves a name to an authority: it has a critical extension (RFC 8737),
+    /// so that nobody else takes it for a certificate, nor the check whether its key is the right one.
+    ///
+    /// # Errors
+    /// When one of them is missing or malformed.
+    pub fn of_proof(cert_pem: &[u8], key_pem: &[u8]) -> Result<Self, CertificateError> {
+        let (chain, key) = read(cert_pem, key_pem)?;
+        let key = aws_lc_rs::default_provider().key_provider.load_private_key(key);
+        let key = CertifiedKey::new(chain, key.map_err(CertificateError::Unusable)?);
+        Ok(Self { key: Arc::new(key), facts: Facts::of_leaf(cert_pem)? })
     }
 
     /// Reads both from files.
@@ -48,26 +74,30 @@ impl Certificate {
             format!("{}: {error}", at.display())
         })
     }
+
+    /// No client trusts it by itself: `turns:` is not offered then.
+    #[must_use]
+    pub fn is_self_signed(&self) -> bool {
+        self.facts.self_signed
+    }
+
+    /// The leaf, in DER.
+    #[must_use]
+    pub fn leaf(&self) -> &CertificateDer<'static> {
+        &self.key.cert[0]
+    }
 }
 
-/// What a TLS listener needs to serve HTTP and the relay with this certificate.
-///
-/// # Errors
-/// When one of them is missing or malformed, or they do not belong together.
-pub fn server_config(cert_pem: &[u8], key_pem: &[u8]) -> Result<Arc<ServerConfig>, CertificateError> {
+fn read(
+    cert_pem: &[u8],
+    key_pem: &[u8],
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), CertificateError> {
     let chain: Vec<_> =
         CertificateDer::pem_slice_iter(cert_pem).collect::<Result<_, _>>().map_err(in_cert)?;
     if chain.is_empty() {
         return Err(CertificateError::NoCertificate);
     }
-    let key = PrivateKeyDer::from_pem_slice(key_pem).map_err(in_key)?;
-    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
-        .map_err(CertificateError::Unusable)?;
-    config.alpn_protocols =
-        [&ALPN_RELAY[..], &[ALPN_H2, b"http/1.1"]].concat().iter().map(|name| name.to_vec()).collect();
-    Ok(Arc::new(config))
+    Ok((chain, PrivateKeyDer::from_pem_slice(key_pem).map_err(in_key)?))
 }
 
 /// Why a certificate cannot be served.
@@ -119,7 +149,8 @@ fn in_key(error: pem::Error) -> CertificateError {
 /// What a leaf certificate says about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
-    /// Unix seconds.
+    /// Unix seconds, as the next one.
+    pub not_before: i64,
     pub not_after: i64,
     /// DNS names and addresses it is for.
     pub names: Vec<String>,
@@ -135,8 +166,22 @@ impl Facts {
         let der = CertificateDer::from_pem_slice(cert_pem).map_err(|_| CertificateError::NoCertificate)?;
         let (_, leaf) =
             X509Certificate::from_der(&der).map_err(|_| CertificateError::MalformedCertificate)?;
-        let not_after = leaf.validity().not_after.timestamp();
-        Ok(Self { not_after, names: names(&leaf), self_signed: leaf.issuer() == leaf.subject() })
+        let [not_before, not_after] =
+            [leaf.validity().not_before, leaf.validity().not_after].map(|at| at.timestamp());
+        Ok(Self { not_before, not_after, names: names(&leaf), self_signed: leaf.issuer() == leaf.subject() })
+    }
+
+    /// Seconds until it ends; below 0 once it has.
+    #[must_use]
+    pub fn left(&self, now: Now) -> i64 {
+        self.not_after - i64::try_from(now.unix()).unwrap_or(i64::MAX)
+    }
+
+    /// Its last second, for people (RFC 3339).
+    #[must_use]
+    pub fn end(&self) -> impl fmt::Display + use<> {
+        let since_1970 = Duration::from_secs(self.not_after.try_into().unwrap_or(0));
+        humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + since_1970)
     }
 }
 
@@ -175,7 +220,7 @@ mod tests {
     #[test]
     fn certificate_and_key_belong_together() {
         let ((cert, key), (_, other_key)) = (pair(), pair());
-        assert!(Certificate::from_pem(cert.as_bytes(), key.as_bytes()).unwrap().self_signed);
+        assert!(Certificate::from_pem(cert.as_bytes(), key.as_bytes()).unwrap().is_self_signed());
         assert_eq!(refusal(&cert, &other_key), "the key does not belong to the certificate");
     }
 

@@ -73,9 +73,7 @@ pub fn names(public_host: Option<&str>, addresses: &[IpAddr]) -> Vec<String> {
 #[must_use]
 pub fn still_serves(cert_pem: &[u8], now: Now, names: &[String]) -> bool {
     let Ok(facts) = Facts::of_leaf(cert_pem) else { return false };
-    let lasts =
-        i64::try_from(now.unix()).is_ok_and(|now| now + RENEW_BEFORE.whole_seconds() < facts.not_after);
-    lasts && names.iter().all(|name| facts.names.contains(name))
+    facts.left(now) > RENEW_BEFORE.whole_seconds() && names.iter().all(|name| facts.names.contains(name))
 }
 
 #[cfg(test)]

@@ -88,7 +88,10 @@ pub enum Why {
 }
 
 impl Why {
-    /// The word in the log.
+    /// All of them, in the order of [`Counters::ended`](super::counters::Counters::ended).
+    pub const ALL: [Self; 4] = [Self::Released, Self::Expired, Self::Reclaimed, Self::Disconnected];
+
+    /// The word in the log and in metrics.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

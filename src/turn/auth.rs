@@ -50,7 +50,8 @@ impl Caller {
 }
 
 impl Auth {
-    /// Checks a request. Who holds an allocation may use an old nonce of its own: not every client survives a 438.
+    /// Checks a request. Who holds an allocation may use an old nonce of its own, for not every client survives a 438, and
+    /// goes on with a password whose secret has been replaced since.
     ///
     /// # Errors
     /// [`Refusal::Unauthorized`], [`Refusal::BadRequest`] or [`Refusal::StaleNonce`], each to be answered unsigned.
@@ -73,7 +74,7 @@ impl Auth {
         if realm.realm() != self.realm {
             return Err(Refusal::Unauthorized);
         }
-        self.verify(username.username(), message).ok_or(Refusal::Unauthorized)
+        self.verify(username.username(), message, holds_allocation).ok_or(Refusal::Unauthorized)
     }
 
     /// A REALM and a NONCE for who has to try (again).
@@ -82,9 +83,11 @@ impl Auth {
         (&self.realm, nonce)
     }
 
-    fn verify(&self, username: &str, message: &Message<'_>) -> Option<Caller> {
+    fn verify(&self, username: &str, message: &Message<'_>, holds_allocation: bool) -> Option<Caller> {
         let TurnUsername { expires, agent } = TurnUsername::parse(username)?;
-        let key = self.secrets.passwords(username).find_map(|password| {
+        let retired =
+            holds_allocation.then(|| self.secrets.retired_passwords(username)).into_iter().flatten();
+        let key = self.secrets.passwords(username).chain(retired).find_map(|password| {
             let key = LongTermKeyCredentials::new(username.to_owned(), password, self.realm.clone())
                 .make_key(IntegrityAlgorithm::Sha1);
             // Compares in constant time.

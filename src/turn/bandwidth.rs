@@ -10,7 +10,7 @@ const BURST: u32 = 64 << 10;
 const FINER: u64 = 1_000;
 
 /// The limit of every agent. Who pays off what it took at which time is in its [`Allowance`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bandwidth(Rate);
 
 impl Bandwidth {
@@ -44,6 +44,12 @@ impl Allowance {
     #[must_use]
     pub fn new(limit: Bandwidth) -> Self {
         Self { limit, paid: Default::default() }
+    }
+
+    /// What it is made from.
+    #[must_use]
+    pub fn limit(&self) -> Bandwidth {
+        self.limit
     }
 
     /// Takes `bytes` at `tick`, or says that they are too many.

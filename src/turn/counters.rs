@@ -1,6 +1,9 @@
 //! What one shard has counted since it started. Plain numbers: the shell publishes copies.
 
-use super::refusal::{CODES, Refusal};
+use super::{
+    allocation::Why,
+    refusal::{CODES, Refusal},
+};
 
 /// One shard's counters; add them up over shards.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -9,6 +12,8 @@ pub struct Counters {
     pub allocations: u64,
     /// Of these, the ones whose client is on TCP or TLS.
     pub allocations_on_streams: u64,
+    /// Clients whose allocations the process before this one has, and whose datagrams go there.
+    pub handed_over: u64,
     /// Ports of relayed addresses.
     pub ports: PortCounts,
     /// Deadlines that wait for their time.
@@ -17,6 +22,12 @@ pub struct Counters {
     pub streams: [u64; 2],
     /// Allocations ever made.
     pub allocations_made: u64,
+    /// Allocations that have ended, in the order of [`Why::ALL`].
+    pub ended: [u64; Why::ALL.len()],
+    /// Bytes for clients on streams that the kernel has not taken yet.
+    pub waiting: u64,
+    /// The shell's turns.
+    pub turns: Turns,
     /// STUN Binding requests answered.
     pub bindings: u64,
     /// From clients to their peers.
@@ -45,6 +56,33 @@ impl std::ops::AddAssign for PortCounts {
         self.free += other.free;
         self.bound += other.bound;
         self.live += other.live;
+    }
+}
+
+/// How long turns took, each from the wake-up to the last packet sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Turns {
+    /// Those that took as long as one of [`Turns::BOUNDS`] at most, and longer than the one before; then those above all.
+    pub counts: [u64; Self::BOUNDS.len() + 1],
+    /// All together.
+    pub micros: u64,
+}
+
+impl Turns {
+    /// Microseconds.
+    pub const BOUNDS: [u64; 9] = [50, 100, 250, 500, 1_000, 2_500, 10_000, 50_000, 250_000];
+
+    /// One more.
+    pub fn add(&mut self, micros: u64) {
+        self.counts[Self::BOUNDS.partition_point(|bound| *bound < micros)] += 1;
+        self.micros += micros;
+    }
+}
+
+impl std::ops::AddAssign for Turns {
+    fn add_assign(&mut self, other: Self) {
+        self.counts.iter_mut().zip(other.counts).for_each(|(sum, more)| *sum += more);
+        self.micros += other.micros;
     }
 }
 
@@ -147,10 +185,14 @@ impl std::ops::AddAssign<&Self> for Counters {
     fn add_assign(&mut self, other: &Self) {
         self.allocations += other.allocations;
         self.allocations_on_streams += other.allocations_on_streams;
+        self.handed_over += other.handed_over;
         self.ports += other.ports;
         self.deadlines += other.deadlines;
         self.streams.iter_mut().zip(other.streams).for_each(|(sum, more)| *sum += more);
         self.allocations_made += other.allocations_made;
+        self.ended.iter_mut().zip(other.ended).for_each(|(sum, more)| *sum += more);
+        self.waiting += other.waiting;
+        self.turns += other.turns;
         self.bindings += other.bindings;
         self.to_peers += other.to_peers;
         self.to_clients += other.to_clients;

@@ -348,6 +348,11 @@ impl Forward {
         self.routes[id.0].relayed.iter().any(|(of, _)| *of == family)
     }
 
+    /// The ports of all allocations.
+    pub fn relayed(&self) -> impl Iterator<Item = RelayPort> + '_ {
+        self.by_relay.keys().copied()
+    }
+
     /// Installs or renews permissions for all of `peers`, or for none.
     ///
     /// # Errors

@@ -91,14 +91,27 @@ impl Policy {
     #[must_use]
     pub fn admits(&self, peer: SocketAddr) -> bool {
         self.live_relay(peer).is_some()
+            || self.relay_port(peer).is_some_and(|port| self.live.is_elsewhere(port))
             || (!self.is_listener(peer) && !listed(&self.deny, peer.ip()) && listed(&self.allow, peer.ip()))
     }
 
     /// The allocation's port, if `peer` is the relayed address of one that lives on this host.
     #[must_use]
     pub fn live_relay(&self, peer: SocketAddr) -> Option<RelayPort> {
+        self.relay_port(peer).filter(|port| self.live.contains(*port))
+    }
+
+    /// The port of ours that peers call `peer`, if they call one so.
+    fn relay_port(&self, peer: SocketAddr) -> Option<RelayPort> {
         let relay = self.relays.iter().position(|relay| relay.public == peer.ip())?;
-        Some(RelayPort { relay: relay as u8, port: peer.port() }).filter(|port| self.live.contains(*port))
+        Some(RelayPort { relay: relay as u8, port: peer.port() })
+    }
+
+    /// Another process on this host says whether an allocation of its own holds `bound`, a local address.
+    pub fn set_elsewhere(&self, bound: SocketAddr, is_live: bool) {
+        if let Some(port) = self.relay_port(self.outward(bound)) {
+            self.live.set_elsewhere(port, is_live);
+        }
     }
 
     /// What peers call a port of ours.
@@ -249,37 +262,71 @@ const DENIED_V6: [Ipv6Net; 17] = [
 
 /// Which relayed addresses are live, for all shards to see. A bit a port: readers never wait.
 #[derive(Clone, Debug)]
-pub struct LivePorts(Arc<[[AtomicU64; 1024]]>);
+pub struct LivePorts {
+    here: Arc<[Bits]>,
+    /// In the process before this one, or after, while there are two.
+    elsewhere: Arc<[Bits]>,
+}
+
+type Bits = [AtomicU64; 1024];
 
 impl LivePorts {
     /// None is live, for that many relay addresses.
     #[must_use]
     pub fn new(relays: usize) -> Self {
-        Self((0..relays).map(|_| std::array::from_fn(|_| AtomicU64::new(0))).collect())
+        let none = || (0..relays).map(|_| std::array::from_fn(|_| AtomicU64::new(0))).collect();
+        Self { here: none(), elsewhere: none() }
     }
 
     /// Whether an allocation holds it.
     #[must_use]
     pub fn contains(&self, at: RelayPort) -> bool {
-        let (word, bit) = self.locate(at);
-        word.load(Relaxed) & bit != 0
+        is_set(&self.here, at)
+    }
+
+    /// Whether an allocation of another process on this host holds it.
+    #[must_use]
+    pub fn is_elsewhere(&self, at: RelayPort) -> bool {
+        is_set(&self.elsewhere, at)
+    }
+
+    /// Another process says whether an allocation of its own holds it.
+    pub fn set_elsewhere(&self, at: RelayPort, is_live: bool) {
+        set(&self.elsewhere, at, is_live);
+    }
+
+    /// There is no other process any more.
+    pub fn clear_elsewhere(&self) {
+        self.elsewhere.iter().flatten().for_each(|word| word.store(0, Relaxed));
     }
 
     /// An allocation has it from now on.
     pub fn insert(&self, at: RelayPort) {
-        let (word, bit) = self.locate(at);
-        word.fetch_or(bit, Relaxed);
+        set(&self.here, at, true);
     }
 
     /// No allocation has it any more.
     pub fn remove(&self, at: RelayPort) {
-        let (word, bit) = self.locate(at);
-        word.fetch_and(!bit, Relaxed);
+        set(&self.here, at, false);
     }
+}
 
-    fn locate(&self, at: RelayPort) -> (&AtomicU64, u64) {
-        (&self.0[usize::from(at.relay)][usize::from(at.port / 64)], 1 << (at.port % 64))
-    }
+fn is_set(all: &[Bits], at: RelayPort) -> bool {
+    let (word, bit) = locate(all, at);
+    word.load(Relaxed) & bit != 0
+}
+
+fn set(all: &[Bits], at: RelayPort, is_live: bool) {
+    let (word, bit) = locate(all, at);
+    if is_live {
+        word.fetch_or(bit, Relaxed)
+    } else {
+        word.fetch_and(!bit, Relaxed)
+    };
+}
+
+fn locate(all: &[Bits], at: RelayPort) -> (&AtomicU64, u64) {
+    (&all[usize::from(at.relay)][usize::from(at.port / 64)], 1 << (at.port % 64))
 }
 
 #[cfg(test)]

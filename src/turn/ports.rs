@@ -48,6 +48,12 @@ impl Ports {
         self.free.push(port);
     }
 
+    /// Empties the reserve; its ports are free, and the shell closes them.
+    pub fn release(&mut self) -> impl Iterator<Item = u16> + '_ {
+        self.free.extend(&self.reserve);
+        self.reserve.drain(..)
+    }
+
     /// Whether a port could be [taken](Self::take).
     #[must_use]
     pub fn has(&self, even: bool) -> bool {

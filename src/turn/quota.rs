@@ -44,8 +44,6 @@ pub struct Quotas(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    limits: Limits,
-    bandwidth: Option<Bandwidth>,
     /// What ticks are counted from.
     epoch: OnceLock<Instant>,
     held: Mutex<Held>,
@@ -53,6 +51,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Held {
+    limits: Limits,
     by_agent: HashMap<Arc<str>, Agent>,
     total: usize,
     /// Agents that had no allocation any more, in the order in which they gave back the last; each is here once.
@@ -110,8 +109,14 @@ impl Quotas {
     /// Nothing is held.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        let bandwidth = Bandwidth::new(limits.bytes_per_second);
-        Self(Arc::new(Shared { limits, bandwidth, epoch: OnceLock::new(), held: Mutex::default() }))
+        let held = Mutex::new(Held { limits, ..Held::default() });
+        Self(Arc::new(Shared { epoch: OnceLock::new(), held }))
+    }
+
+    /// Other limits from now on. No allocation ends for that, and an agent that holds one relays as fast as it did until it
+    /// has none.
+    pub fn adopt(&self, limits: Limits) {
+        self.held().limits = limits;
     }
 
     /// `now` in microseconds since the quotas were first asked: one clock for all shards.
@@ -129,16 +134,16 @@ impl Quotas {
         held.forget(tick);
         let mine = held.by_agent.get(agent).map_or(0, |agent| agent.tenures.len());
         let within = |count: usize, limit: u32| limit == 0 || count < limit as usize;
-        if !within(mine, self.0.limits.per_agent) || !within(held.total, self.0.limits.total) {
+        if !within(mine, held.limits.per_agent) || !within(held.total, held.limits.total) {
             return None;
         }
         held.total += 1;
-        let newcomer = || Agent {
-            tenures: Vec::new(),
-            allowance: self.0.bandwidth.map(|limit| Arc::new(Allowance::new(limit))),
-            has_left: false,
-        };
+        let bandwidth = Bandwidth::new(held.limits.bytes_per_second);
+        let newcomer = || Agent { tenures: Vec::new(), allowance: None, has_left: false };
         let owner = held.by_agent.entry(Arc::clone(agent)).or_insert_with(newcomer);
+        if owner.tenures.is_empty() && owner.allowance.as_ref().map(|own| own.limit()) != bandwidth {
+            owner.allowance = bandwidth.map(|limit| Arc::new(Allowance::new(limit)));
+        }
         let allowance = owner.allowance.clone();
         let tenure = Arc::new(Tenure {
             shard,

@@ -7,6 +7,7 @@ use std::{
     time::Instant,
 };
 
+use ipnet::IpNet;
 use stun_types::message::{BINDING, Message, MessageClass};
 use turn_types::message::{ALLOCATE, CHANNEL_BIND, CREATE_PERMISSION, REFRESH};
 
@@ -18,7 +19,7 @@ use super::{
     counters::{Counters, Dropped, PortCounts},
     forward::{Forward, Load, Passed, ToClient, ToPeer},
     indication, method,
-    policy::Policy,
+    policy::{DeniedPeers, Policy},
     ports::Ports,
     quota::{Quotas, Seat, Tenure},
     refusal::Refusal,
@@ -26,7 +27,7 @@ use super::{
     strangers::Strangers,
     timers::Timers,
 };
-use crate::clock::Now;
+use crate::{clock::Now, credentials::turn_rest::TurnSecrets};
 
 /// One shard's world.
 #[derive(Debug)]
@@ -62,6 +63,21 @@ pub struct Setup {
     pub strangers: Strangers,
     /// The ports that this shard may use, for each relay address.
     pub ports: Vec<Vec<u16>>,
+}
+
+/// What may change while allocations live.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// Who mints the users.
+    pub secrets: TurnSecrets,
+    /// CIDRs that may be relayed to although the default list denies them.
+    pub allow: Vec<IpNet>,
+    /// CIDRs denied on top of the default list.
+    pub deny: Vec<IpNet>,
+    /// How a denied peer is answered.
+    pub denied: DeniedPeers,
+    /// How many answers strangers get.
+    pub strangers: Strangers,
 }
 
 /// What the shell has to do.
@@ -108,6 +124,15 @@ impl Server {
     /// No new allocations from now on; those that live may go on.
     pub fn drain(&mut self) {
         self.draining = true;
+    }
+
+    /// Goes by other rules from now on. What has been granted stays granted until its time is over: a permission for five
+    /// minutes, a channel for ten.
+    pub fn adopt(&mut self, rules: Rules) {
+        let Rules { secrets, allow, deny, denied, strangers } = rules;
+        self.auth.secrets = secrets;
+        self.policy = Policy { allow, deny, denied, ..self.policy.clone() };
+        self.strangers = strangers;
     }
 
     /// A batch of packets was read at `now`.
@@ -219,6 +244,41 @@ impl Server {
     /// The ports of one relay address, for the shell to bind ahead of demand.
     pub fn ports(&mut self, relay: u8) -> &mut Ports {
         &mut self.ports[usize::from(relay)]
+    }
+
+    /// Ports that were bound ahead of demand, and that no allocation will take any more: for the shell to close.
+    pub fn release_reserve(&mut self) -> Vec<RelayPort> {
+        let each = self.ports.iter_mut().enumerate();
+        let released = each.flat_map(|(relay, ports)| {
+            ports.release().map(move |port| RelayPort { relay: relay as u8, port })
+        });
+        released.collect()
+    }
+
+    /// Whether new allocations are refused.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    /// Who holds an allocation.
+    pub fn clients(&self) -> impl Iterator<Item = FiveTuple> + '_ {
+        self.allocations.values().map(|allocation| allocation.seat.tenure().client)
+    }
+
+    /// The ports of all allocations.
+    pub fn relayed(&self) -> impl Iterator<Item = RelayPort> + '_ {
+        self.forward.relayed()
+    }
+
+    /// Another process on this host says whether an allocation of its own holds `bound`, a local address.
+    pub fn lives_elsewhere(&self, bound: SocketAddr, is_live: bool) {
+        self.policy.set_elsewhere(bound, is_live);
+    }
+
+    /// There is no other process any more.
+    pub fn nothing_lives_elsewhere(&self) {
+        self.policy.live.clear_elsewhere();
     }
 
     /// The quotas, which all shards share.
@@ -346,6 +406,7 @@ impl Server {
         self.timers.set(id, allocation.armed, None);
         self.counters.allocations_on_streams -= u64::from(closed.client.transport == Transport::Tcp);
         closed.relayed.into_iter().for_each(|relay| self.give_back(relay));
+        self.counters.ended[why as usize] += 1;
         self.effects.push_back(Effect::Ended(Ended {
             agent: Arc::clone(allocation.agent()),
             client: closed.client,

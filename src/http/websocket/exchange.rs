@@ -19,7 +19,7 @@ use std::{
 
 use rustls::ServerConnection;
 use slab::Slab;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use super::{
     super::{Visit, body::Open},
@@ -72,6 +72,8 @@ enum Order {
     Ready(usize, ConnectionId),
     /// Whoever has not said hello yet is to come back later.
     Restart,
+    /// Say that the thread is there.
+    Answer(oneshot::Sender<()>),
     Stop,
 }
 
@@ -115,6 +117,16 @@ impl Exchange {
     /// Whoever has not said hello yet, or connects from now on, is to come back later; the hub tells the others.
     pub(in crate::http) fn restart(&self) {
         self.mailboxes.iter().for_each(|mailbox| mailbox.tell(Order::Restart));
+    }
+
+    /// Returns when every thread has come so far as to say so.
+    pub async fn answer(&self) {
+        for mailbox in &self.mailboxes {
+            let (to, answered) = oneshot::channel();
+            mailbox.tell(Order::Answer(to));
+            // A thread that falls meanwhile starts anew, and is asked again next time.
+            let _ = answered.await;
+        }
     }
 
     /// Returns when no connection is left.
@@ -281,6 +293,7 @@ impl Lines {
                     self.attend(now, index, Line::restart);
                 }
             }
+            Order::Answer(to) => _ = to.send(()),
             Order::Stop => return ControlFlow::Break(()),
         }
         ControlFlow::Continue(())

@@ -144,7 +144,7 @@ impl Line {
     /// Hears what the client sent.
     pub(super) fn hear(&mut self, desk: &mut Desk<'_>, bytes: &mut [u8]) -> ControlFlow<()> {
         // Up to twice the limit a frame is read and refused by name; beyond it the connection is closed.
-        let longest = self.visit.front.max_frame.saturating_mul(2);
+        let longest = self.visit.front.terms().max_frame.saturating_mul(2);
         let mut decoder = mem::take(&mut self.decoder);
         let heard = decoder.read(bytes, longest, |said| self.listen_to(desk, &said));
         self.decoder = decoder;
@@ -323,10 +323,10 @@ fn hello(visit: &Visit, desk: &Desk<'_>, credential: &Credential, said: &Said<'_
     };
     let agent = match credential {
         Credential::Checked(agent) => agent.clone(),
-        Credential::Offered(token) => visit.front.tokens.check(desk.now, token)?,
+        Credential::Offered(token) => visit.front.terms().tokens.check(desk.now, token)?,
         Credential::None => {
             let token = hello.token.as_deref().ok_or(Refusal::Token(TokenRefusal::Malformed))?;
-            visit.front.tokens.check(desk.now, token)?
+            visit.front.terms().tokens.check(desk.now, token)?
         }
     };
     if !agent.scopes.signal {
@@ -364,7 +364,7 @@ impl Guest {
     /// Passes a frame to the hub. Tokens are checked here: the hub has no keys.
     fn take(&mut self, visit: &Visit, now: Now, frame: Result<Incoming<'_>, Rejected<'_>>) {
         if let Ok(Incoming { id, frame: ClientFrame::Renew { token }, .. }) = &frame {
-            let token = visit.front.tokens.check(now, token);
+            let token = visit.front.terms().tokens.check(now, token);
             if let Ok(fresh) = &token
                 && (&fresh.id, &fresh.room) == (&self.agent.id, &self.agent.room)
             {

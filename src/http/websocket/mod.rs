@@ -53,7 +53,9 @@ pub(super) fn upgrade(
     let accept = accept_key(handshake_key(request.headers())?);
     let protocols = Protocols::of(request.headers())?;
     let credential = match (routes::bearer(request.headers()), protocols.token) {
-        (Some(token), _) => Credential::Checked(may_signal(visit.front.tokens.check(clock::now(), token)?)?),
+        (Some(token), _) => {
+            Credential::Checked(may_signal(visit.front.terms().tokens.check(clock::now(), token)?)?)
+        }
         (None, Some(token)) => Credential::Offered(token),
         (None, None) => Credential::None,
     };

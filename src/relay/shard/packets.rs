@@ -66,11 +66,13 @@ impl Shard {
             let Some(arrived) = self.arena.arrived(slot) else { continue };
             let server = SocketAddr::new(arrived.local.unwrap_or(at.ip()), at.port());
             let client = FiveTuple { client: arrived.from, server, transport: Transport::Udp };
-            self.serve_datagrams(&client, arrived);
+            if !self.pass_to_other(&client, arrived) {
+                self.serve_datagrams(&client, arrived);
+            }
         }
     }
 
-    fn serve_datagrams(&mut self, client: &FiveTuple, arrived: Arrived) {
+    pub(super) fn serve_datagrams(&mut self, client: &FiveTuple, arrived: Arrived) {
         let (mut start, end) = (arrived.start, arrived.start + arrived.length);
         loop {
             let messages = self.alike(start..end, arrived.segment);
