@@ -119,6 +119,7 @@ fn stream(relay: &Relay) -> TcpStream {
     let http = config::Http {
         listen: vec![],
         certificate: None,
+        acme: None,
         allowed_origins: vec![],
         connections_per_address: 0,
         handshakes_per_second_per_address: 0,

@@ -29,7 +29,9 @@ ROUNDS = 4
 class Appliance:
     """A running `halfway serve`, with a certificate by a throw-away authority."""
 
-    def __init__(self, net, directory, *flags, namespace=None, settings="", url=URL, pages=PAGES):
+    def __init__(
+        self, net, directory, *flags, namespace=None, settings="", url=URL, pages=PAGES, own=True, environment=None
+    ):  # fmt: skip
         self.data, self.namespace = directory / "data", namespace or net.public
         self.url, self.pages = url, pages
         certs = directory / "certs"
@@ -40,17 +42,19 @@ class Appliance:
         config.write_text(
             f'data_dir = "{self.data}"\n'
             f'public_ips = ["{PUBLIC[4]}", "{PUBLIC[6]}"]\n'
-            f'[http]\ncert = "{certs}/cert.pem"\nkey = "{certs}/key.pem"\n'
-            f'listen = ["[::]:{urllib.parse.urlsplit(url).port or 443}"]\nallowed_origins = ["{pages}"]\n'
+            "[http]\n"
+            + (f'cert = "{certs}/cert.pem"\nkey = "{certs}/key.pem"\n' if own else "")
+            + f'listen = ["[::]:{urllib.parse.urlsplit(url).port or 443}"]\nallowed_origins = ["{pages}"]\n'
             f"{settings}\n"
         )
         self.config, self.flags = config, flags
+        self.environment = {**os.environ, **(environment or {})}
         self.certs = certs
         self.log_file = directory / "halfway.log"
 
     def __enter__(self):
         command = self.namespace.command(BINARY, "--config", self.config, "serve", *self.flags)
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=self.environment)
         log = []
         for line in self.process.stderr:
             log.append(line)

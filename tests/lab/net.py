@@ -4,6 +4,8 @@ Names carry this process's id, so that runs do not collide; everything is remove
 however it does.
 """
 
+import contextlib
+import ctypes
 import os
 import pathlib
 import re
@@ -29,6 +31,9 @@ mkdir /run/netns /run/upper /run/work
 mount -t overlay overlay -o lowerdir=/etc,upperdir=/run/upper,workdir=/run/work,userxattr /etc
 exec "$@"
 """
+
+# CLONE_NEWNET of setns(2), which Python of Debian 12 does not have.
+NEWNET = 0x40000000
 
 # Addresses that exist nowhere but in here. The public one lies in no special-purpose range: agents treat it as real.
 PUBLIC = {4: "5.9.0.1", 6: "2a0f:9::1"}
@@ -68,6 +73,16 @@ class Namespace:
 
     def run(self, *command):
         return run(*self.command(*command))
+
+    @contextlib.contextmanager
+    def entered(self):
+        """This program goes on in here for a while, with all that it starts."""
+        with open("/proc/self/ns/net") as before, open(f"/run/netns/{self.name}") as namespace:
+            assert ctypes.CDLL(None).setns(namespace.fileno(), NEWNET) == 0, f"cannot enter {self.name}"
+            try:
+                yield
+            finally:
+                ctypes.CDLL(None).setns(before.fileno(), NEWNET)
 
     def resolves(self, names):
         """What runs in here knows these names and their addresses; `ip netns exec` puts this file in the place of /etc/hosts."""

@@ -21,6 +21,10 @@ mod certs;
 mod config;
 mod doctor;
 mod first_start;
+mod instance;
+mod numbers;
+mod reload;
+mod upgrade;
 
 /// A directory of this test's own, gone at its end.
 pub struct TempDir(PathBuf);

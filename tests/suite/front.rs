@@ -16,10 +16,10 @@ use halfway::{
         turn_rest::TurnSecrets,
     },
     door::{self, Door, ToRelay, admission::Admission},
-    http::{self, Entrance, Front, Patience, ice::IceOffer, websocket::exchange::Exchange},
+    http::{self, Entrance, Front, Operator, Patience, Terms, ice::IceOffer, websocket::exchange::Exchange},
     relay::Relay,
     signaling::limits::Limits,
-    tls,
+    tls::{self, Certificate, certificates::Certificates},
 };
 use http_body_util::{BodyExt, Full};
 use hyper::{HeaderMap, Request, StatusCode, body::Bytes, header};
@@ -31,7 +31,7 @@ use rustls::{
 use serde_json::{Value, json};
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
-    sync::watch,
+    sync::{Notify, watch},
     task::JoinHandle,
     time::timeout,
 };
@@ -41,7 +41,8 @@ use tokio_websockets::{ClientBuilder, Message, WebSocketStream, upgrade};
 use super::loopback;
 
 pub const SECRET: &str = "the TURN secret of the tests";
-const KEY: &[u8] = b"the token key of the tests, 32 bytes";
+/// Of agents' tokens.
+pub const KEY: &[u8] = b"the token key of the tests, 32 bytes";
 
 /// Longer than anything here takes; a test that waits so long has failed.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -59,6 +60,15 @@ pub struct Host {
     pub served: JoinHandle<()>,
     admin_served: JoinHandle<()>,
     trust: Arc<ClientConfig>,
+}
+
+impl Host {
+    /// Goes by another configuration and another key of tokens, as after a SIGHUP.
+    pub fn reload(&self, toml: &str, token_key: &[u8]) {
+        let config = config(toml);
+        self.front.adopt(terms(&config, token_key), config.signaling.limits());
+        self.door.adopt(&config.http, 10_000);
+    }
 }
 
 impl Drop for Host {
@@ -88,6 +98,11 @@ async fn host_of(toml: &str, handshake: Duration, change: impl FnOnce(&mut Patie
     let (mut patience, mut limits) = (Patience::default(), config.signaling.limits());
     change(&mut patience, &mut limits);
     let ready = Arc::new(AtomicBool::new(true));
+    let front = Front::with_patience(terms(&config, KEY), limits, Arc::clone(&ready), patience);
+    serve(&config, handshake, front, ready).await
+}
+
+fn terms(config: &Config, token_key: &[u8]) -> Terms {
     let offer = IceOffer {
         public_host: config.public_host.clone(),
         public_ips: config.public_ips.clone(),
@@ -96,9 +111,7 @@ async fn host_of(toml: &str, handshake: Duration, change: impl FnOnce(&mut Patie
         default_ttl: config.credentials.ttl,
         max_ttl: config.credentials.max_ttl,
     };
-    let secrets = TurnSecrets::new(&[SECRET]).unwrap();
-    let front = Front::with_patience(&config, keys(), secrets, offer, Arc::clone(&ready), patience, limits);
-    serve(&config, handshake, front, ready).await
+    Terms::new(config, keys(token_key), TurnSecrets::new(&[SECRET]).unwrap(), offer)
 }
 
 async fn serve(config: &Config, handshake: Duration, front: Arc<Front>, ready: Arc<AtomicBool>) -> Host {
@@ -108,8 +121,8 @@ async fn serve(config: &Config, handshake: Duration, front: Arc<Front>, ready: A
     let public = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (public_address, admin_address) = (public.local_addr().unwrap(), admin.local_addr().unwrap());
-    let tls = tls::server_config(cert.as_bytes(), key.as_bytes()).unwrap();
-    let door = Door::new(Admission::new(&config.http, 10_000), tls, handshake);
+    let certificates = Certificates::new(Certificate::from_pem(cert.as_bytes(), key.as_bytes()).unwrap());
+    let door = Door::new(Admission::new(&config.http, 10_000), certificates.server_config(), handshake);
     let relay = Arc::new(OnceLock::new());
     let to_relay: ToRelay = {
         let relay = Arc::clone(&relay);
@@ -119,13 +132,14 @@ async fn serve(config: &Config, handshake: Duration, front: Arc<Front>, ready: A
     };
     let exchange = Arc::new(Exchange::start().unwrap());
     let entrance = Entrance { door: Arc::clone(&door), to_relay, exchange };
-    let metrics: http::Metrics = Arc::new(|| "halfway_up 1\n".to_owned());
+    let metrics = Box::new(|| "halfway_up 1\n".to_owned());
+    let operator = Arc::new(Operator { metrics, drain: Notify::new() });
     let (stop, stopped) = watch::channel(false);
     Host {
         public: public_address,
         admin: admin_address,
         served: tokio::spawn(http::serve(Arc::clone(&front), vec![public], entrance, stopped)),
-        admin_served: tokio::spawn(http::serve_admin(Arc::clone(&front), vec![admin], metrics)),
+        admin_served: tokio::spawn(http::serve_admin(Arc::clone(&front), vec![admin], operator)),
         front,
         door,
         relay,
@@ -141,8 +155,8 @@ fn config(toml: &str) -> Config {
     config::resolve(Some(file), Overrides::default(), &around).unwrap()
 }
 
-fn keys() -> TokenKeys {
-    TokenKeys::new(&[KEY], Duration::from_secs(31_622_400)).unwrap()
+fn keys(key: &[u8]) -> TokenKeys {
+    TokenKeys::new(&[key], Duration::from_secs(31_622_400)).unwrap()
 }
 
 fn trust(cert: &str) -> Arc<ClientConfig> {
@@ -165,7 +179,7 @@ pub fn token_with(agent: &str, room: &str, scopes: Scopes, seconds: u64) -> Stri
         scopes,
         ttl: Duration::from_secs(seconds),
     };
-    keys().mint(clock::now(), &token)
+    keys(KEY).mint(clock::now(), &token)
 }
 
 /// A token that expired an hour ago.
@@ -178,7 +192,7 @@ pub fn expired_token(agent: &str) -> String {
         scopes: Scopes::default(),
         ttl: Duration::from_secs(3600),
     };
-    keys().mint(then, &token)
+    keys(KEY).mint(then, &token)
 }
 
 // HTTP.

@@ -89,7 +89,8 @@ async fn nothing_hostile_is_in_the_log_or_in_a_metric() {
     assert!(text.contains("HTTP connection ended"), "the log is heard: {text}");
     assert!(!text.contains(CANARY), "{text}");
     let relay = crate::loopback::relay("127.0.0.1:0", 1, 36_000..=36_999);
-    let page = metrics::page(&relay.counters(), &host.door.counters(), &host.front.counters());
+    let instance = metrics::Instance { started: 0, certificate_ends: 0, draining: false };
+    let page = metrics::page(&instance, &relay.counters(), &host.door.counters(), &host.front.counters());
     assert!(page.contains("halfway_frame_errors_total{code=\"badFrame\"} 4"), "{page}");
     assert!(!page.contains(CANARY), "{page}");
 }

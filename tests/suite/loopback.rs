@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use halfway::{
     credentials::turn_rest::TurnSecrets,
-    relay::{Relay, RelayConfig},
+    relay::{self, Relay, RelayConfig},
     turn::{
         RelayAddress,
         nonce::Nonces,
@@ -29,9 +29,7 @@ pub fn relay(listen: &str, shards: usize, ports: RangeInclusive<u16>) -> Relay {
         denied: DeniedPeers::Refuse,
         relays,
     };
-    Relay::start(RelayConfig {
-        listen: vec![listen.parse().unwrap()],
-        shards,
+    let config = RelayConfig {
         ports,
         policy,
         quotas: Quotas::new(Limits { per_agent: 16, ..Limits::default() }),
@@ -40,6 +38,7 @@ pub fn relay(listen: &str, shards: usize, ports: RangeInclusive<u16>) -> Relay {
         realm: "halfway".to_owned(),
         secrets: TurnSecrets::new(&[SECRET]).unwrap(),
         nonces: Nonces::new(&[1; 32]),
-    })
-    .unwrap()
+    };
+    let listeners = relay::bind(listen.parse().unwrap(), shards).unwrap();
+    Relay::start(config, vec![listeners], Vec::new()).unwrap()
 }

@@ -7,12 +7,13 @@ use hyper::{StatusCode, header};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
     time::timeout,
 };
 use tokio_websockets::Message;
 
 use crate::front::{
-    Client, Heard, PATIENCE, Via, expired_token, host, host_with, refused_with, token, token_with,
+    Client, Heard, KEY, PATIENCE, Via, expired_token, host, host_with, refused_with, token, token_with,
 };
 
 #[tokio::test]
@@ -410,4 +411,25 @@ async fn a_busy_receiver_is_heard_too() {
             next += 1;
         }
     }
+}
+
+#[tokio::test]
+async fn a_reload_touches_no_session_and_holds_for_whoever_comes_next() {
+    let host = host("").await;
+    let old = token("alice");
+    let (mut alice, welcome) = host.join(&old, json!({})).await;
+    assert_eq!(welcome["limits"]["maxFrame"], 65536);
+    let toml =
+        "public_host = 'turn.example.org'\n[signaling]\nmax_frame = 4096\n[http]\nconnections_total = 1";
+    host.reload(toml, b"another key of tokens, it has 32 bytes");
+    // Whoever is connected stays so, even where it would be one too many.
+    assert_eq!(alice.ask(json!({"type": "ping"})).await["type"], "pong");
+    alice.say(json!({"type": "message", "to": "bob", "payload": "x".repeat(5_000)})).await;
+    assert_eq!(alice.hear().await["code"], "tooLarge");
+    assert!(host.secure(TcpStream::connect(host.public).await.unwrap()).await.is_err(), "one connection");
+    host.reload("public_host = 'turn.example.org'", b"another key of tokens, it has 32 bytes");
+    assert_eq!(host.get("/v1/ice", &old).await.problem(), (401, "unauthorized".to_owned()));
+    host.reload("public_host = 'turn.example.org'", KEY);
+    let urls = &host.get("/v1/ice", &old).await.json()["iceServers"][0]["urls"];
+    assert_eq!(*urls, json!(["stun:turn.example.org:3478"]));
 }

@@ -40,8 +40,8 @@ fn each_mistake_has_its_file_line_and_key() {
         ("[credentials]\nttl = '48h'", "h.toml:2: credentials.ttl: is longer than credentials.max_ttl"),
         ("[http]\ncert = 'c.pem'", "h.toml:2: http.cert: is given without http.key"),
         (
-            "[http.acme]\ndomains = ['a.org']",
-            "h.toml:2: http.acme.domains: is not supported by this version: leave it out, or at []",
+            "[http.acme]\ndomains = ['*.a.org']",
+            r#"h.toml:2: http.acme.domains: "*.a.org" is a wildcard, for which authorities want a DNS record: name each host"#,
         ),
         (
             "[log]\nfilter = 'halfway=loud'",

@@ -3,8 +3,12 @@
 use std::{
     fs::File,
     io::{BufRead, BufReader, Read},
-    os::unix::{fs::PermissionsExt, net::UnixDatagram},
-    path::Path,
+    net::{TcpListener, TcpStream, UdpSocket},
+    os::{
+        fd::AsRawFd,
+        unix::{fs::PermissionsExt, net::UnixDatagram},
+    },
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc,
     time::Duration,
@@ -68,6 +72,11 @@ impl Served {
             seen.push(line);
         }
         panic!("no {wanted:?} in {seen:#?}");
+    }
+
+    /// The exit code, once it ends by itself.
+    pub fn ends(mut self) -> i32 {
+        self.child.wait().unwrap().code().unwrap()
     }
 
     /// Everything on stdout, after SIGTERM.
@@ -164,17 +173,79 @@ fn the_log_is_json_when_asked() {
     served.stop();
 }
 
-#[test]
-fn a_service_manager_hears_that_it_is_ready() {
-    let dir = TempDir::new();
+/// Where a service manager is told how it goes.
+fn manager(dir: &TempDir) -> (PathBuf, UnixDatagram) {
     let path = dir.path().join("notify");
     let manager = UnixDatagram::bind(&path).unwrap();
     manager.set_read_timeout(Some(SOON)).unwrap();
+    (path, manager)
+}
+
+#[test]
+fn a_service_manager_hears_that_it_is_ready() {
+    let dir = TempDir::new();
+    let (path, manager) = manager(&dir);
     let served = Served::start(serve(&dir).env("NOTIFY_SOCKET", &path));
     let mut message = [0; 64];
     let length = manager.recv(&mut message).unwrap();
     assert_eq!(&message[..length], b"READY=1\n");
     served.stop();
+}
+
+#[test]
+fn the_watchdog_is_fed_while_all_is_well_and_a_reload_is_announced() {
+    let dir = TempDir::new();
+    let (path, manager) = manager(&dir);
+    let served = Served::start(serve(&dir).env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000"));
+    let next = || {
+        let mut message = [0; 128];
+        let length = manager.recv(&mut message).unwrap();
+        String::from_utf8(message[..length].to_vec()).unwrap()
+    };
+    assert_eq!(next(), "READY=1\n");
+    assert_eq!((next(), next()), ("WATCHDOG=1\n".to_owned(), "WATCHDOG=1\n".to_owned()));
+    assert!(Command::new("kill").args(["-HUP", &served.pid().to_string()]).status().unwrap().success());
+    let reloading = std::iter::repeat_with(next).find(|message| !message.starts_with("WATCHDOG")).unwrap();
+    assert!(reloading.starts_with("RELOADING=1\nMONOTONIC_USEC="), "{reloading}");
+    assert_eq!(
+        std::iter::repeat_with(next).find(|message| !message.starts_with("WATCHDOG")).unwrap(),
+        "READY=1\n"
+    );
+    served.stop();
+}
+
+#[test]
+fn sockets_that_systemd_has_bound_are_served() {
+    let dir = TempDir::new();
+    let (streams, datagrams) =
+        (TcpListener::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+    let (https, turn) = (streams.local_addr().unwrap(), datagrams.local_addr().unwrap());
+    dir.write("h.toml", "admin.listen = []");
+    // A shell opens them as 3 and 4, and names itself.
+    let run = format!(
+        "export LISTEN_PID=$$ LISTEN_FDS=2; exec {} serve --config h.toml --public-ip 127.0.0.1 --http-listen {https} \
+         --turn-listen {turn} 3<&{} 4<&{}",
+        env!("CARGO_BIN_EXE_halfway"),
+        inherited(&streams),
+        inherited(&datagrams),
+    );
+    let mut command = Command::new("sh");
+    let served = Served::start(command.args(["-c", &run]).current_dir(dir.path()).env_clear());
+    let ready = served.expect("ready");
+    assert!(ready.contains(&format!("https={https} turn={turn} ")), "{ready}");
+    // These are the same sockets: nobody else answers on them.
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_read_timeout(Some(SOON)).unwrap();
+    client.send_to(b"\x00\x01\x00\x00\x21\x12\xa4\x42twelve bytes", turn).unwrap();
+    assert_eq!(client.recv_from(&mut [0; 64]).unwrap(), (32, turn));
+    assert!(TcpStream::connect(https).is_ok());
+    served.stop();
+}
+
+/// The number of a copy that children inherit.
+fn inherited(socket: &impl AsRawFd) -> i32 {
+    // SAFETY: a number is all that goes in and out; copies are not closed on exec.
+    unsafe { libc::dup(socket.as_raw_fd()) }
 }
 
 #[test]
@@ -211,9 +282,16 @@ fn a_taken_port_is_one_line_and_exit_1() {
     let dir = TempDir::new();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let (code, log) = Served::start(serve(&dir).args(["--http-listen", &address])).refused();
-    assert_eq!(code, 1, "{log:?}");
-    assert_eq!(log.iter().filter(|line| line.contains(&address)).count(), 1, "{log:?}");
+    let also_taken = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let datagrams = also_taken.local_addr().unwrap().to_string();
+    for (flag, address, what) in
+        [("--http-listen", address, "HTTPS"), ("--turn-listen", datagrams, "TURN over UDP")]
+    {
+        let (code, log) = Served::start(serve(&dir).args([flag, &address])).refused();
+        assert_eq!(code, 1, "{log:?}");
+        let line = format!("cannot listen on {address} for {what}");
+        assert_eq!(log.iter().filter(|said| said.contains(&line)).count(), 1, "{log:?}");
+    }
 }
 
 #[test]
