@@ -5,6 +5,7 @@ import ctypes
 import os
 import pathlib
 import re
+import signal
 import socket
 import subprocess
 import urllib.parse
@@ -68,7 +69,17 @@ class Appliance:
     def __exit__(self, *_):
         self.process.kill()
         self.process.wait()
+        for successor in self.serving():
+            os.kill(successor, signal.SIGKILL)
         self.drain.wait()
+
+    def serving(self):
+        """Process numbers of whoever serves by this configuration: after an upgrade it is not the one that was started."""
+        for pid in self.namespace.pids():
+            # One that has just ended serves no more.
+            with contextlib.suppress(FileNotFoundError):
+                if str(self.config) in pathlib.Path(f"/proc/{pid}/cmdline").read_text().split("\0"):
+                    yield pid
 
     def starts_anew(self):
         """Ends by SIGTERM, in its own time, and begins again; its exit code."""

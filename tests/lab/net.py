@@ -74,6 +74,10 @@ class Namespace:
     def run(self, *command):
         return run(*self.command(*command))
 
+    def pids(self):
+        """Of whatever runs in here."""
+        return [int(pid) for pid in run("ip", "netns", "pids", self.name).split()]
+
     @contextlib.contextmanager
     def entered(self):
         """This program goes on in here for a while, with all that it starts."""
