@@ -3,7 +3,6 @@
 //! Start: keys, addresses, listeners, then `ready`. Stop: nobody new, tell the agents, wait, end.
 
 use std::{
-    convert::Infallible,
     mem,
     net::SocketAddr,
     pin::pin,
@@ -26,20 +25,20 @@ use crate::{
     commands::quick_start::QuickStart,
     config::Config,
     credentials::{
-        keyring::{InstanceSecret, Purpose},
-        token::{AgentId, NewToken, Room, Scopes, TokenKeys},
-        turn_rest::TurnSecrets,
+        keyring::Purpose,
+        token::{AgentId, NewToken, Room, Scopes},
     },
     data_dir::DataDir,
     door::{self, Door, ToRelay, admission::Admission},
     host::{Host, Relays},
     http::{
-        self, Entrance, Front, Operator, Terms,
+        self, Entrance, Front, Operator,
         ice::{IceOffer, ice_list},
         websocket::exchange::Exchange,
     },
     logging, metrics,
     relay::{Relay, RelayConfig},
+    revoking::Revoking,
     systemd,
     turn::{
         nonce::Nonces,
@@ -51,12 +50,14 @@ use crate::{
 
 mod certificates; // which one is presented, and who keeps it fresh
 mod clocks; // notices when the wall's is set
+mod keys; // what the instance keeps secret, and whom it trusts
 mod listeners; // the sockets that the outside reaches
 mod reload; // what changes while it runs
 mod upgrade; // another version takes over while allocations live
 mod watchdog; // every part answers, or the service manager starts us anew
 
 use certificates::Keeping;
+use keys::Keys;
 use listeners::{Handed, Listeners, addresses};
 use reload::Live;
 use upgrade::{Inheritance, Predecessor, Program, Successor};
@@ -95,6 +96,8 @@ async fn run(config: Config, log: &logging::Filter, reread: Reread<'_>) -> Resul
     let prepared = Prepared::new(config, inheritance)?;
     if let Some(predecessor) = &predecessor {
         predecessor.relieve()?;
+        // Who was revoked there until a moment ago.
+        prepared.live.keys.recall(&prepared.live.config)?;
     }
     let mut appliance = prepared.serve()?;
     let mut new_certificate = appliance.live.keeping.certificates.changes();
@@ -144,8 +147,11 @@ impl Prepared {
         let offer = IceOffer::new(&config, &relays, relay.listening().iter().map(SocketAddr::port), turns);
 
         let ready = Arc::new(AtomicBool::new(true));
-        let terms = Terms::new(&config, keys.tokens.clone(), keys.turn.clone(), offer.clone());
-        let front = Front::new(terms, config.signaling.limits(), Arc::clone(&ready));
+        let terms = keys.terms(&config, &offer);
+        let freeing = Arc::clone(&relay);
+        let data_dir = DataDir::new(&config.data_dir);
+        let revoking = Revoking::new(keys.revocations.clone(), data_dir, move |agent| freeing.revoke(agent));
+        let front = Front::new(terms, config.signaling.limits(), revoking, Arc::clone(&ready));
         let admission = Admission::new(&config.http, connections_at_most());
         let door = Door::new(admission, keeping.certificates.server_config(), door::HANDSHAKE);
         let exchange =
@@ -159,6 +165,7 @@ impl Prepared {
     fn serve(self) -> Result<Appliance, String> {
         let Self { mut live, listeners, exchange, ready } = self;
         live.keeping.keep(&live.config);
+        live.keys.follow();
         let Live { relay, door, front, .. } = &live;
         let [public, admin, for_relay, for_acme] =
             listeners.streams().map_err(|error| format!("cannot listen: {error}"))?;
@@ -349,28 +356,6 @@ impl Signals {
     }
 }
 
-/// What the instance keeps secret, and shows.
-struct Keys {
-    instance: InstanceSecret,
-    turn: TurnSecrets,
-    tokens: TokenKeys,
-}
-
-impl Keys {
-    fn of(config: &Config) -> Result<Self, String> {
-        let instance = DataDir::new(&config.data_dir).secret_or_new().map_err(|error| error.to_string())?;
-        let (turn, tokens) = shared_secrets(config, &instance);
-        Ok(Self { instance, turn, tokens })
-    }
-}
-
-/// Of TURN users, and of agents' tokens.
-fn shared_secrets(config: &Config, instance: &InstanceSecret) -> (TurnSecrets, TokenKeys) {
-    let own = || Ok::<_, Infallible>(instance.clone());
-    let (Ok(turn), Ok(tokens)) = (config.credentials.turn_secrets(own), config.auth.token_keys(own));
-    (turn, tokens)
-}
-
 fn policy(config: &Config, host: &Host, relays: &Relays, listeners: Vec<SocketAddr>) -> Policy {
     Policy {
         relays: relays.addresses.clone(),
@@ -392,6 +377,7 @@ fn relay_config(config: &Config, keys: &Keys, policy: Policy) -> RelayConfig {
         realm: config.turn.realm.clone(),
         secrets: keys.turn.clone(),
         nonces: Nonces::new(&keys.instance.derive(Purpose::Nonce)),
+        revocations: keys.revocations.clone(),
     }
 }
 

@@ -16,9 +16,13 @@ use crate::{
         token::TokenKeys,
         turn_rest::TurnSecrets,
     },
+    jwks,
     signaling::limits::{HEARTBEAT, Limits, Rate},
     tls::{self, files::Files},
-    turn::{policy::DeniedPeers, quota},
+    turn::{
+        policy::{DeniedPeers, PeerPolicy},
+        quota,
+    },
 };
 
 pub(crate) mod parse; // what one setting's text means
@@ -109,6 +113,8 @@ pub struct Turn {
     pub deny_peers: Vec<IpNet>,
     /// How a denied peer is answered.
     pub denied_peers: DeniedPeers,
+    /// Whether a peer must have been signaled.
+    pub peer_policy: PeerPolicy,
     /// Allocations that one agent may hold.
     pub allocations_per_agent: u32,
     /// Allocations that all agents together may hold.
@@ -149,6 +155,19 @@ pub struct Auth {
     pub secrets: Vec<Secret>,
     /// A token that lives longer is refused.
     pub max_ttl: Duration,
+    /// Who else may sign tokens.
+    pub outside: Option<Outside>,
+}
+
+/// An issuer whose tokens are accepted beside our own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outside {
+    /// Where it shows its keys.
+    pub jwks: jwks::Source,
+    /// What its tokens say of who made them.
+    pub issuer: String,
+    /// And of whom they are for.
+    pub audience: String,
 }
 
 /// `[signaling]`.
@@ -168,6 +187,8 @@ pub struct Signaling {
     pub burst: u32,
     /// `usize::MAX` where the file says 0.
     pub presence_limit: usize,
+    /// Whether clients of PeerJS are served.
+    pub peerjs: bool,
 }
 
 /// `[admin]`.
@@ -346,6 +367,7 @@ fn turn(reader: &mut Reader, around: &Surroundings) -> Turn {
         allow_peers: reader.list("turn.allow_peers", parse::network).unwrap_or_default(),
         deny_peers: reader.list("turn.deny_peers", parse::network).unwrap_or_default(),
         denied_peers: reader.text("turn.denied_peers", parse::denied_peers).unwrap_or(DeniedPeers::Refuse),
+        peer_policy: reader.text("turn.peer_policy", parse::peer_policy).unwrap_or(PeerPolicy::Open),
         allocations_per_agent: limit(reader, "turn.allocations_per_agent", 16),
         allocations_total: limit(reader, "turn.allocations_total", 0),
         bytes_per_second_per_agent: limit(reader, "turn.bytes_per_second_per_agent", 0),
@@ -370,7 +392,25 @@ fn auth(reader: &mut Reader) -> Auth {
     Auth {
         secrets: reader.list("auth.secrets", |text| parse::secret(text, 32)).unwrap_or_default(),
         max_ttl: reader.text("auth.max_ttl", parse::lifetime).unwrap_or(366 * 24 * HOUR),
+        outside: outside(reader),
     }
+}
+
+/// Without an issuer and an audience, tokens that it gives for other services would be good here.
+fn outside(reader: &mut Reader) -> Option<Outside> {
+    let text = |text: &str| Ok(text.to_owned());
+    let is_given = reader.text("auth.jwks", text).is_some_and(|jwks| !jwks.is_empty());
+    let jwks = reader.text("auth.jwks", parse::jwks).flatten();
+    let issuer = reader.text("auth.issuer", text).unwrap_or_default();
+    let audience = reader.text("auth.audience", text).unwrap_or_default();
+    for (key, claim) in [("auth.issuer", &issuer), ("auth.audience", &audience)] {
+        match (is_given, claim.is_empty()) {
+            (true, true) => reader.problem("auth.jwks", format!("is given without {key}")),
+            (false, false) => reader.problem(key, "is given without auth.jwks"),
+            _ => {}
+        }
+    }
+    jwks.map(|jwks| Outside { jwks, issuer, audience })
 }
 
 fn signaling(reader: &mut Reader) -> Signaling {
@@ -384,6 +424,7 @@ fn signaling(reader: &mut Reader) -> Signaling {
         messages_per_second: limit(reader, "signaling.messages_per_second", 50),
         burst: limit(reader, "signaling.burst", 200),
         presence_limit: size(reader, "signaling.presence_limit", 256),
+        peerjs: reader.switch("signaling.peerjs").unwrap_or(false),
     }
 }
 
@@ -487,16 +528,7 @@ fn size(reader: &mut Reader, key: &'static str, default: u32) -> usize {
 fn refuse_what_comes_later(reader: &mut Reader) {
     let text = |text: &str| Value::Text(text.to_owned());
     let empty = || Value::List(Vec::new());
-    for (key, default) in [
-        ("turn.xdp", text("off")),
-        ("turn.peer_policy", text("open")),
-        ("auth.jwks", text("")),
-        ("auth.issuer", text("")),
-        ("auth.audience", text("")),
-        ("signaling.peerjs", Value::Boolean(false)),
-        ("cluster.nats", empty()),
-        ("cluster.node", text("")),
-    ] {
+    for (key, default) in [("turn.xdp", text("off")), ("cluster.nats", empty()), ("cluster.node", text(""))] {
         reader.not_yet(key, &default);
     }
 }
@@ -682,6 +714,27 @@ mod tests {
     }
 
     #[test]
+    fn an_outside_issuer_is_named_with_its_audience() {
+        let given = read("[auth]\njwks = 'keys.json'\nissuer = 'https://id.example'\naudience = 'halfway'");
+        let outside = given.unwrap().auth.outside.unwrap();
+        assert_eq!((outside.issuer.as_str(), outside.audience.as_str()), ("https://id.example", "halfway"));
+        refused(
+            "[auth]\njwks = 'keys.json'\nissuer = 'https://id.example'",
+            "h.toml:2: auth.jwks: is given without auth.audience",
+        );
+        refused("[auth]\naudience = 'halfway'", "h.toml:2: auth.audience: is given without auth.jwks");
+        refused(
+            "[auth]\njwks = 'http://id.example/keys'\nissuer = 'a'\naudience = 'b'",
+            r#"h.toml:2: auth.jwks: "http://id.example/keys" is not an https URL"#,
+        );
+        refused("signaling.peerjs = 1", "h.toml:1: signaling.peerjs: must be true or false");
+        refused(
+            "turn.peer_policy = 'closed'",
+            r#"h.toml:1: turn.peer_policy: "closed" is neither "open" nor "signaled""#,
+        );
+    }
+
+    #[test]
     fn what_comes_later_is_known_and_refused() {
         let defaults = "turn.xdp = 'off'\n\
             signaling.peerjs = false\ncluster.nats = []\nauth.jwks = ''\nturn.peer_policy = 'open'";
@@ -695,8 +748,8 @@ mod tests {
             "h.toml:1: cluster.nats: is not supported by this version: leave it out, or at []",
         );
         refused(
-            "signaling.peerjs = 1",
-            "h.toml:1: signaling.peerjs: is not supported by this version: leave it out, or at false",
+            "cluster.node = 'a'",
+            r#"h.toml:1: cluster.node: is not supported by this version: leave it out, or at """#,
         );
     }
 

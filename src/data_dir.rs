@@ -104,6 +104,12 @@ impl DataDir {
         self.replace("cert.pem", cert.as_bytes(), 0o644)
     }
 
+    /// Where a file of this name is kept.
+    #[must_use]
+    pub fn path_of(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
     /// A private file that was kept here, if it is there.
     ///
     /// # Errors

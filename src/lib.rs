@@ -16,10 +16,12 @@ pub mod doctor; // how a server looks from here, and what this host lacks for on
 pub mod door; // TCP: who gets in, and which service a connection is for
 pub mod host; // what this machine's own addresses are
 pub mod http; // drives `signaling`: routes, WebSocket, ICE lists
+pub mod jwks; // the public keys of an outside issuer
 pub mod logging; // lines to stderr, text or JSON
 pub mod metrics; // every number exposed, with its meaning
 pub mod poll; // waiting for sockets, and being woken
 pub mod relay; // drives `turn`: one shard per core, for UDP, TCP and TLS
+pub mod revoking; // an agent's end, and that it lasts
 pub mod stream; // one connection that does not block, with TLS or without
 pub mod systemd; // tells a service manager how it goes
 pub mod tls; // certificates

@@ -222,7 +222,7 @@ mod tests {
             handed_over: 38,
             ports: PortCounts { free: 34, bound: 35, live: 36 },
             deadlines: 37,
-            ended: [0, 41, 0, 0],
+            ended: [0, 41, 0, 0, 0],
             waiting: 42,
             allocations_made: 12,
             streams: [32, 33],

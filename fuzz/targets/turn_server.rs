@@ -10,7 +10,7 @@ use std::{
 use arbitrary::Arbitrary;
 use halfway::{
     clock::{self, Now},
-    credentials::turn_rest::TurnSecrets,
+    credentials::{revocations::Revocations, turn_rest::TurnSecrets},
     turn::{
         Channel, FiveTuple, RelayAddress, RelayPort, Transport,
         auth::Auth,
@@ -315,6 +315,7 @@ fn server() -> Server {
         realm: REALM.to_owned(),
         secrets: TurnSecrets::new(&[SECRET]).unwrap(),
         nonces: Nonces::new(&[7; 32]),
+        revocations: Revocations::default(),
     };
     Server::new(Setup {
         shard: 0,

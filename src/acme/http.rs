@@ -12,14 +12,14 @@ use std::{
 
 use bytes::Bytes;
 use hyper::{Request, StatusCode, header};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::HttpsConnector;
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
 use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
 
-use crate::clock::Now;
+use crate::{clock::Now, tls};
 
 /// For one request, with its answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -34,15 +34,7 @@ pub(super) struct Requests {
 
 impl Requests {
     pub(super) fn new() -> Result<Self, String> {
-        let connector = HttpsConnectorBuilder::new()
-            .with_provider_and_native_roots(rustls::crypto::aws_lc_rs::default_provider())
-            .map_err(|error| {
-                format!("this system has no authorities to trust: {error} (see ca-certificates)")
-            })?
-            .https_only()
-            .enable_http1()
-            .build();
-        let client = Client::builder(TokioExecutor::new()).build(connector);
+        let client = Client::builder(TokioExecutor::new()).build(tls::connector()?);
         Ok(Self { client, not_before: Arc::default() })
     }
 
@@ -62,8 +54,9 @@ impl HttpClient for Requests {
             let answer = tokio::time::timeout(PATIENCE, answer)
                 .await
                 .map_err(|_| Error::Other("the authority does not answer".into()))?
-                // The client's own words are that something went wrong; what did is beneath.
-                .map_err(|error| Error::Other(root_of(&error).into()))?;
+                .map_err(|error| {
+                    Error::Other(format!("the authority cannot be reached: {}", tls::root_of(&error)).into())
+                })?;
             if matches!(answer.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
                 let seconds = answer.headers().get(header::RETRY_AFTER).and_then(|after| after.to_str().ok());
                 let seconds = seconds.and_then(|after| after.parse::<u64>().ok()).unwrap_or(0);
@@ -72,12 +65,4 @@ impl HttpClient for Requests {
             Ok(BytesResponse::from(answer))
         })
     }
-}
-
-fn root_of(error: &dyn std::error::Error) -> String {
-    let mut deepest = error;
-    while let Some(source) = deepest.source() {
-        deepest = source;
-    }
-    format!("the authority cannot be reached: {deepest}")
 }

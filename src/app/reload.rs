@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{Keys, Reread, certificates::Keeping, connections_at_most, shared_secrets};
+use super::{Keys, Reread, certificates::Keeping, connections_at_most};
 use crate::{
     config::Config,
     door::Door,
-    http::{Front, Terms, ice::IceOffer},
+    http::{Front, ice::IceOffer},
     logging,
     relay::Relay,
     systemd,
@@ -34,12 +34,11 @@ impl Live {
     pub(super) fn reload(&mut self, log: &logging::Filter, reread: Reread<'_>) {
         systemd::reloading();
         match reread() {
-            Ok(config) => self.adopt(config, log),
-            Err(problems) => {
-                for problem in problems {
-                    tracing::warn!("the configuration is not reloaded, and nothing has changed: {problem}");
-                }
-            }
+            Ok(config) => match self.keys.reload(&self.config, &config) {
+                Ok(()) => self.adopt(config, log),
+                Err(problem) => refuse(&[problem]),
+            },
+            Err(problems) => refuse(&problems),
         }
         systemd::ready();
     }
@@ -49,7 +48,6 @@ impl Live {
             tracing::warn!("{key} is taken at a start alone: restart for what the configuration says now");
         }
         log.adopt(&new.log);
-        self.take_secrets(&new);
         if new.turn.unauthenticated_per_second != self.config.turn.unauthenticated_per_second {
             self.strangers = Strangers::new(new.turn.unauthenticated_per_second);
         }
@@ -70,18 +68,7 @@ impl Live {
     /// ICE lists name `turns:` once clients can trust its certificate.
     pub(super) fn follow_certificate(&mut self) {
         self.offer.turns_port = (!self.keeping.is_self_signed()).then_some(self.https);
-        let Keys { tokens, turn, .. } = &self.keys;
-        let terms = Terms::new(&self.config, tokens.clone(), turn.clone(), self.offer.clone());
-        self.front.adopt(terms, self.config.signaling.limits());
-    }
-
-    /// Who holds an allocation goes on with the password of a secret that is there no more.
-    fn take_secrets(&mut self, new: &Config) {
-        let (turn, tokens) = shared_secrets(new, &self.keys.instance);
-        if new.credentials.secrets != self.config.credentials.secrets {
-            self.keys.turn = turn.in_place_of(&self.keys.turn);
-        }
-        self.keys.tokens = tokens;
+        self.front.adopt(self.keys.terms(&self.config, &self.offer), self.config.signaling.limits());
     }
 
     fn rules(&self, new: &Config) -> Rules {
@@ -92,5 +79,11 @@ impl Live {
             denied: new.turn.denied_peers,
             strangers: self.strangers.clone(),
         }
+    }
+}
+
+fn refuse(problems: &[String]) {
+    for problem in problems {
+        tracing::warn!("the configuration is not reloaded, and nothing has changed: {problem}");
     }
 }

@@ -10,7 +10,10 @@ use std::{
 use ipnet::IpNet;
 
 use super::Secret;
-use crate::turn::policy::DeniedPeers;
+use crate::{
+    jwks,
+    turn::policy::{DeniedPeers, PeerPolicy},
+};
 
 pub(super) fn address(text: &str) -> Result<IpAddr, String> {
     let address =
@@ -96,9 +99,24 @@ pub(super) fn email(text: &str) -> Result<Option<String>, String> {
 
 /// Where an ACME authority is.
 pub(super) fn directory(text: &str) -> Result<String, String> {
+    https(text).map(|_| text.to_owned())
+}
+
+fn https(text: &str) -> Result<hyper::Uri, String> {
     let uri = text.parse::<hyper::Uri>().ok();
-    let is_https = uri.is_some_and(|uri| uri.scheme_str() == Some("https") && uri.host().is_some());
-    is_https.then(|| text.to_owned()).ok_or_else(|| format!("{text:?} is not an https URL"))
+    let is_https = |uri: &hyper::Uri| uri.scheme_str() == Some("https") && uri.host().is_some();
+    uri.filter(is_https).ok_or_else(|| format!("{text:?} is not an https URL"))
+}
+
+/// Where an issuer shows its keys: a file, or an `https` URL; `None` for nothing.
+pub(super) fn jwks(text: &str) -> Result<Option<jwks::Source>, String> {
+    if text.is_empty() {
+        Ok(None)
+    } else if text.contains("://") {
+        https(text).map(|url| Some(jwks::Source::Url(url)))
+    } else {
+        Ok(Some(jwks::Source::File(text.into())))
+    }
 }
 
 fn is_host_name(text: &str) -> bool {
@@ -153,6 +171,14 @@ pub(super) fn denied_peers(text: &str) -> Result<DeniedPeers, String> {
         "refuse" => Ok(DeniedPeers::Refuse),
         "discard" => Ok(DeniedPeers::Discard),
         _ => Err(format!(r#"{text:?} is neither "refuse" nor "discard""#)),
+    }
+}
+
+pub(super) fn peer_policy(text: &str) -> Result<PeerPolicy, String> {
+    match text {
+        "open" => Ok(PeerPolicy::Open),
+        "signaled" => Ok(PeerPolicy::Signaled),
+        _ => Err(format!(r#"{text:?} is neither "open" nor "signaled""#)),
     }
 }
 

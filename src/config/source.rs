@@ -107,6 +107,15 @@ impl Reader {
         }
     }
 
+    /// A setting that is on or off.
+    pub(super) fn switch(&mut self, key: &'static str) -> Option<bool> {
+        let given = self.file_only(key)?;
+        match given.value {
+            Value::Boolean(on) => Some(on),
+            _ => self.refuse(given.place, key, "must be true or false".to_owned()),
+        }
+    }
+
     /// A setting of a later version: known, and refused unless it is at its default.
     pub(super) fn not_yet(&mut self, key: &'static str, default: &Value) {
         let Some(given) = self.file_only(key) else { return };

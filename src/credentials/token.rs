@@ -1,13 +1,14 @@
-//! Agents' tokens: JWT, HS256 (RFC 7519).
+//! Agents' tokens: JWT (RFC 7519), HS256 by our own keys, or what an outside issuer signs.
 //!
-//! The key fixes the algorithm: whatever a token's header asks for, only HS256 is ever computed. Times are compared
-//! with the caller's clock, never the library's own.
+//! The key fixes the algorithm: whatever a token's header asks for, a secret computes HS256 and nothing else, and a public
+//! key what it is for. Times are compared with the caller's clock, never the library's own.
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, errors::ErrorKind};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use super::{issuer::Issuer, revocations::Revocations};
 use crate::clock::Now;
 
 /// The longest token looked at: no honest one comes near, and a stranger's costs no more than this.
@@ -16,13 +17,15 @@ pub const MAX_TOKEN: usize = 8192;
 /// How far the clock of whoever minted a token may be ahead of ours.
 const SKEW: u64 = 60;
 
-/// The keys of this instance's tokens: the first signs, all verify.
+/// The keys of this instance's tokens: the first signs, all verify. Who else may sign, and whose tokens count no more.
 #[derive(Clone)]
 pub struct TokenKeys {
     signs: EncodingKey,
     verify: Vec<DecodingKey>,
     validation: Validation,
     max_ttl: Duration,
+    issuer: Option<Issuer>,
+    revocations: Revocations,
 }
 
 impl TokenKeys {
@@ -31,7 +34,20 @@ impl TokenKeys {
     pub fn new(secrets: &[&[u8]], max_ttl: Duration) -> Option<Self> {
         let signs = EncodingKey::from_secret(secrets.first()?);
         let verify = secrets.iter().map(|secret| DecodingKey::from_secret(secret)).collect();
-        Some(Self { signs, verify, validation: signature_only(), max_ttl })
+        let validation = signature_only(Algorithm::HS256);
+        Some(Self { signs, verify, validation, max_ttl, issuer: None, revocations: Revocations::default() })
+    }
+
+    /// Accepts tokens of this issuer, too.
+    #[must_use]
+    pub fn with_issuer(self, issuer: Option<Issuer>) -> Self {
+        Self { issuer, ..self }
+    }
+
+    /// Refuses tokens of agents that were revoked after they were issued.
+    #[must_use]
+    pub fn with_revocations(self, revocations: Revocations) -> Self {
+        Self { revocations, ..self }
     }
 
     /// Signs a token with the first secret.
@@ -51,11 +67,11 @@ impl TokenKeys {
     /// Says whose token this is.
     ///
     /// # Errors
-    /// When it is not a token, not ours, expired, or lives too long.
+    /// When it is not a token, not ours, expired, revoked, or lives too long.
     pub fn check(&self, now: Now, token: &str) -> Result<Agent, TokenRefusal> {
         let claims = self.verified_claims(token)?;
         claims.check_times(now.unix(), self.max_ttl.as_secs())?;
-        Ok(Agent {
+        let agent = Agent {
             id: AgentId::parse(&claims.sub).ok_or(TokenRefusal::Malformed)?,
             room: claims
                 .room
@@ -65,17 +81,31 @@ impl TokenKeys {
             scopes: claims.scope,
             expires: claims.exp.0,
             issued: claims.iat.map(|iat| iat.0),
-        })
+        };
+        if self.revocations.refuse_token(&agent) { Err(TokenRefusal::Revoked) } else { Ok(agent) }
     }
 
     fn verified_claims(&self, token: &str) -> Result<Claims, TokenRefusal> {
         if token.len() > MAX_TOKEN {
             return Err(TokenRefusal::Malformed);
         }
+        let header = jsonwebtoken::decode_header(token).map_err(|_| TokenRefusal::Malformed)?;
+        // RFC 7515 §4.1.11: a header that must be understood, and no extension is.
+        if header.crit.is_some() {
+            return Err(TokenRefusal::Malformed);
+        }
+        match (header.alg, &self.issuer) {
+            (Algorithm::HS256, _) => self.verified_by_secret(token),
+            (Algorithm::RS256 | Algorithm::ES256 | Algorithm::EdDSA, Some(issuer)) => {
+                issuer.verify(token, &header)
+            }
+            _ => Err(TokenRefusal::Malformed),
+        }
+    }
+
+    fn verified_by_secret(&self, token: &str) -> Result<Claims, TokenRefusal> {
         for key in &self.verify {
             match jsonwebtoken::decode::<Claims>(token, key, &self.validation) {
-                // RFC 7515 §4.1.11: a header that must be understood, and no extension is.
-                Ok(data) if data.header.crit.is_some() => return Err(TokenRefusal::Malformed),
                 Ok(data) => return Ok(data.claims),
                 Err(error) if matches!(error.kind(), ErrorKind::InvalidSignature) => {}
                 Err(_) => return Err(TokenRefusal::Malformed),
@@ -92,8 +122,8 @@ impl fmt::Debug for TokenKeys {
 }
 
 /// Leaves the times to [`Claims::check_times`], which has the caller's clock.
-fn signature_only() -> Validation {
-    let mut validation = Validation::new(Algorithm::HS256);
+pub(super) fn signature_only(algorithm: Algorithm) -> Validation {
+    let mut validation = Validation::new(algorithm);
     validation.required_spec_claims.clear();
     validation.validate_exp = false;
     validation.validate_nbf = false;
@@ -134,6 +164,12 @@ pub enum TokenRefusal {
     Expired,
     /// Lives longer than `auth.max_ttl`.
     TooLong,
+    /// Its agent was revoked after it was issued.
+    Revoked,
+    /// Signed with a key that the issuer has not shown us, so far.
+    UnknownKey,
+    /// Of another issuer than `auth.issuer`, or for somebody else than `auth.audience`.
+    NotForUs,
 }
 
 impl TokenRefusal {
@@ -142,7 +178,7 @@ impl TokenRefusal {
     pub fn code(self) -> &'static str {
         match self {
             Self::Expired => "expired",
-            Self::Malformed | Self::BadSignature | Self::NotYetValid | Self::TooLong => "unauthorized",
+            _ => "unauthorized",
         }
     }
 }
@@ -155,6 +191,9 @@ impl fmt::Display for TokenRefusal {
             Self::NotYetValid => "the token is not valid yet",
             Self::Expired => "the token has expired",
             Self::TooLong => "the token lives longer than auth.max_ttl allows",
+            Self::Revoked => "the token's agent has been revoked since",
+            Self::UnknownKey => "the token is signed with a key that its issuer does not show",
+            Self::NotForUs => "the token is of another issuer, or for another audience",
         })
     }
 }

@@ -1,15 +1,16 @@
 //! `GET /v1/agents`: who is in the caller's room, a page at a time.
 
-use hyper::{Request, body::Incoming};
+use hyper::{Request, StatusCode, body::Incoming};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{
     Visit,
     problem::Problem,
-    routes::{Answer, authorised, json, parameter},
+    routes::{Answer, authorised, decoded, json, json_bytes, parameter},
+    websocket::may_signal,
 };
-use crate::{clock, credentials::token::AgentId};
+use crate::{credentials::token::AgentId, signaling::refusal::Refusal};
 
 const DEFAULT_LIMIT: usize = 100;
 const MAX_LIMIT: usize = 1000;
@@ -33,11 +34,42 @@ struct Listed<'a> {
     card: Option<&'a RawValue>,
 }
 
-pub(super) fn list(visit: &Visit, request: &Request<Incoming>) -> Result<Answer, Problem> {
-    let agent = authorised(visit, request, clock::now())?;
-    if !agent.scopes.signal {
-        return Err(Problem::forbidden("the token lacks the scope signal"));
+/// Where agents are.
+pub(super) const PREFIX: &str = "/v1/agents/";
+
+/// `DELETE /v1/agents/{agent}`: whatever it has ends, whichever room it is in, and what it was given counts no more.
+pub(super) async fn revoke(visit: &Visit, request: &Request<Incoming>) -> Result<Answer, Problem> {
+    let operator = authorised(visit, request.headers()).await?;
+    if !operator.scopes.admin {
+        return Err(Problem::forbidden("the token lacks the scope admin"));
     }
+    let agent = named(request)?;
+    visit.front.revoke(&agent).await?;
+    tracing::info!(%agent, by = %operator.id, "revoked");
+    let mut done = Answer::default();
+    *done.status_mut() = StatusCode::NO_CONTENT;
+    Ok(done)
+}
+
+/// `GET /v1/agents/{agent}`: its card, as it is.
+pub(super) async fn card(visit: &Visit, request: &Request<Incoming>) -> Result<Answer, Problem> {
+    let caller = may_signal(authorised(visit, request.headers()).await?)?;
+    let agent = named(request)?;
+    let card = visit.front.switchboard.tell(|hub, _| hub.card(&caller.room, &agent));
+    // Nobody there, and nothing to be seen of who is: alike.
+    let card = card.ok_or_else(|| Problem::from(&Refusal::PeerUnavailable))?;
+    Ok(json_bytes(card.get().as_bytes().to_vec()))
+}
+
+/// The agent in the path.
+fn named(request: &Request<Incoming>) -> Result<AgentId, Problem> {
+    let agent = decoded(request.uri().path().strip_prefix(PREFIX).unwrap_or_default())?;
+    AgentId::parse(&agent).ok_or(Problem::bad_request("an agent's id is 1 to 128 of A-Z a-z 0-9 . _ : @ / -"))
+}
+
+/// `GET /v1/agents`.
+pub(super) async fn list(visit: &Visit, request: &Request<Incoming>) -> Result<Answer, Problem> {
+    let agent = may_signal(authorised(visit, request.headers()).await?)?;
     for name in ["skill", "tag", "text"] {
         if parameter(request, name)?.is_some() {
             return Err(Problem::bad_request("skill, tag and text are not served"));

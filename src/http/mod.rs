@@ -28,9 +28,15 @@ use tokio::{
 use tracing::debug;
 
 use crate::{
+    clock::{self, Now},
     config::Config,
-    credentials::{token::TokenKeys, turn_rest::TurnSecrets},
+    credentials::{
+        token::{Agent, AgentId, TokenKeys, TokenRefusal},
+        turn_rest::TurnSecrets,
+    },
     door::{Door, Guest, Services, ToRelay, WebClient, listen, turned_true},
+    jwks::Jwks,
+    revoking::{Lives, Revoking},
     signaling::{self, limits::Limits, message, refusal::Refusal},
 };
 
@@ -47,6 +53,7 @@ pub mod websocket; // agents' connections: from HTTP to threads of their own
 use body::Open;
 use ice::IceOffer;
 use origin::Origins;
+use problem::Problem;
 use switchboard::Switchboard;
 use websocket::exchange::Exchange;
 
@@ -64,6 +71,7 @@ pub struct Front {
     terms: RwLock<Arc<Terms>>,
     patience: Patience,
     switchboard: Arc<Switchboard>,
+    revoking: Revoking,
     ready: Arc<AtomicBool>,
     counts: Counts,
 }
@@ -75,14 +83,25 @@ pub struct Terms {
     ice: IceOffer,
     max_frame: usize,
     origins: Origins,
+    /// The keys of an outside issuer.
+    jwks: Option<Arc<Jwks>>,
+    lives: Lives,
 }
 
 impl Terms {
     /// What the configuration says.
     #[must_use]
-    pub fn new(config: &Config, tokens: TokenKeys, turn: TurnSecrets, ice: IceOffer) -> Self {
+    pub fn new(
+        config: &Config,
+        tokens: TokenKeys,
+        turn: TurnSecrets,
+        ice: IceOffer,
+        jwks: Option<Arc<Jwks>>,
+    ) -> Self {
         let max_frame = config.signaling.max_frame;
-        Self { tokens, turn, ice, max_frame, origins: Origins::new(&config.http.allowed_origins) }
+        let origins = Origins::new(&config.http.allowed_origins);
+        let lives = Lives { users: config.credentials.max_ttl, tokens: config.auth.max_ttl };
+        Self { tokens, turn, ice, max_frame, origins, jwks, lives }
     }
 }
 
@@ -121,8 +140,8 @@ pub struct Counters {
 impl Front {
     /// `ready` is what `/readyz` answers.
     #[must_use]
-    pub fn new(terms: Terms, limits: Limits, ready: Arc<AtomicBool>) -> Arc<Self> {
-        Self::with_patience(terms, limits, ready, Patience::default())
+    pub fn new(terms: Terms, limits: Limits, revoking: Revoking, ready: Arc<AtomicBool>) -> Arc<Self> {
+        Self::with_patience(terms, limits, revoking, ready, Patience::default())
     }
 
     /// With other deadlines than everybody's, for tests.
@@ -130,13 +149,15 @@ impl Front {
     pub fn with_patience(
         terms: Terms,
         limits: Limits,
+        revoking: Revoking,
         ready: Arc<AtomicBool>,
         patience: Patience,
     ) -> Arc<Self> {
         Arc::new(Self {
             terms: RwLock::new(Arc::new(terms)),
             patience,
-            switchboard: Arc::new(Switchboard::new(limits)),
+            switchboard: Arc::new(Switchboard::new(limits, revoking.revocations().clone())),
+            revoking,
             ready,
             counts: Counts::default(),
         })
@@ -146,6 +167,45 @@ impl Front {
     pub fn adopt(&self, terms: Terms, limits: Limits) {
         *self.terms.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(terms);
         self.switchboard.tell(|hub, _| hub.adopt(limits));
+    }
+
+    /// Whose token this is, for who cannot wait: with a key that is not known it is worth another try, once its issuer has been
+    /// asked.
+    fn check(&self, now: Now, token: &str) -> Result<Agent, Refusal> {
+        let terms = self.terms();
+        let checked = terms.tokens.check(now, token);
+        let is_asked =
+            checked == Err(TokenRefusal::UnknownKey) && terms.jwks.as_ref().is_some_and(|jwks| jwks.ask());
+        if is_asked {
+            return Err(Refusal::Unavailable("the token's issuer is asked for its key: try again"));
+        }
+        checked.map_err(Refusal::from)
+    }
+
+    /// Whose token this is; its issuer may be asked for the key first.
+    async fn check_in_time(&self, token: &str) -> Result<Agent, TokenRefusal> {
+        let terms = self.terms();
+        let checked = terms.tokens.check(clock::now(), token);
+        match &terms.jwks {
+            Some(jwks) if checked == Err(TokenRefusal::UnknownKey) && jwks.ask_and_wait().await => {
+                terms.tokens.check(clock::now(), token)
+            }
+            _ => checked,
+        }
+    }
+
+    /// Ends whatever the agent has, for good.
+    async fn revoke(&self, agent: &AgentId) -> Result<(), Problem> {
+        self.revoking
+            .revoke(agent, self.terms().lives)
+            .map_err(|_| Problem::unavailable("too many agents are revoked whose tokens may still live"))?;
+        self.switchboard.tell(|hub, now| hub.revoke(now, agent));
+        self.revoking.write().await.map_err(|why| {
+            tracing::error!("{agent} is revoked until the next start, and not beyond it: {why}");
+            Problem::unavailable(
+                "it is revoked until the next start of this host: its data dir cannot be written",
+            )
+        })
     }
 
     fn terms(&self) -> Arc<Terms> {
@@ -214,6 +274,7 @@ pub async fn serve(
     tokio::select! {
         () = drained => {}
         () = front.switchboard.keep_time() => {}
+        () = front.revoking.keep() => {}
     }
 }
 

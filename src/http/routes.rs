@@ -40,6 +40,8 @@ enum Route {
     Ice,
     TurnRest,
     Agents,
+    /// `/v1/agents/{agent}`
+    Agent,
     WebSocket,
     Signal,
     /// `/signal/{agent}/…`, where something of this kind is sent.
@@ -52,10 +54,14 @@ impl Route {
     fn of(path: &str, is_admin: bool) -> Option<Self> {
         let table = if is_admin { ADMIN } else { PUBLIC };
         let known = table.iter().find(|(known, _)| *known == path).map(|(_, route)| *route);
-        known.or_else(|| if is_admin { None } else { Self::of_simple_form(path) })
+        known.or_else(|| if is_admin { None } else { Self::of_agent(path) })
     }
 
-    fn of_simple_form(path: &str) -> Option<Self> {
+    /// One with an agent's id in its path.
+    fn of_agent(path: &str) -> Option<Self> {
+        if path.strip_prefix(agents::PREFIX).is_some_and(|agent| !agent.is_empty() && !agent.contains('/')) {
+            return Some(Self::Agent);
+        }
         let [agent, what] = path.strip_prefix("/signal/")?.split('/').collect::<Vec<_>>()[..] else {
             return None;
         };
@@ -67,6 +73,7 @@ impl Route {
     fn methods(self) -> &'static str {
         match self {
             Self::Signal => "GET, POST, OPTIONS",
+            Self::Agent => "GET, DELETE, OPTIONS",
             Self::Send(_) | Self::Drain => "POST, OPTIONS",
             _ => "GET, OPTIONS",
         }
@@ -146,14 +153,16 @@ async fn route(
         Route::Readyz => readyz(visit),
         Route::Metrics => Ok(metrics(visit, request.headers())),
         Route::Drain => Ok(drain(visit)),
-        Route::Ice => ice(visit, &request),
-        Route::TurnRest => turn_rest(visit, &request),
-        Route::Agents => agents::list(visit, &request),
-        Route::WebSocket => websocket::upgrade(visit, &mut request, accepted),
+        Route::Ice => ice(visit, &request).await,
+        Route::TurnRest => turn_rest(visit, &request).await,
+        Route::Agents => agents::list(visit, &request).await,
+        Route::Agent if *request.method() == Method::DELETE => agents::revoke(visit, &request).await,
+        Route::Agent => agents::card(visit, &request).await,
+        Route::WebSocket => websocket::upgrade(visit, &mut request, accepted).await,
         Route::Signal if *request.method() == Method::POST => signal::post(visit, request).await,
         Route::Signal => signal::get(visit, request).await,
         Route::Send(kind) => signal::send(visit, request, kind).await,
-        Route::Take(kind) => signal::take(visit, &request, kind),
+        Route::Take(kind) => signal::take(visit, &request, kind).await,
     }
 }
 
@@ -196,10 +205,9 @@ fn drain(visit: &Visit) -> Answer {
     response
 }
 
-fn ice(visit: &Visit, request: &Request<Incoming>) -> Result<Answer, Problem> {
-    let now = clock::now();
-    let agent = authorised(visit, request, now)?;
-    let list = ice_list(visit, &agent, now, asked_ttl(request)?)?;
+async fn ice(visit: &Visit, request: &Request<Incoming>) -> Result<Answer, Problem> {
+    let agent = authorised(visit, request.headers()).await?;
+    let list = ice_list(visit, &agent, clock::now(), asked_ttl(request)?)?;
     let mut response = json(&list);
     for link in list.links() {
         // Hosts and agent ids are plain ASCII, so every link is a header value.
@@ -210,13 +218,12 @@ fn ice(visit: &Visit, request: &Request<Incoming>) -> Result<Answer, Problem> {
     Ok(response)
 }
 
-fn turn_rest(visit: &Visit, request: &Request<Incoming>) -> Result<Answer, Problem> {
+async fn turn_rest(visit: &Visit, request: &Request<Incoming>) -> Result<Answer, Problem> {
     if parameter(request, "service")?.as_deref() != Some("turn") {
         return Err(Problem::bad_request("only service=turn is known"));
     }
-    let now = clock::now();
-    let agent = authorised(visit, request, now)?;
-    Ok(json(&ice_list(visit, &agent, now, None)?.turn_rest))
+    let agent = authorised(visit, request.headers()).await?;
+    Ok(json(&ice_list(visit, &agent, clock::now(), None)?.turn_rest))
 }
 
 /// The list for this agent on this connection.
@@ -232,6 +239,7 @@ pub(super) fn ice_list(
     let terms = visit.front.terms();
     let token_left = Duration::from_secs(agent.expires.saturating_sub(now.unix()));
     let ttl = terms.ice.lifetime(asked, token_left);
+    let ttl = visit.front.revoking.note_user(now, agent.id.as_str(), ttl);
     let host = terms.ice.host_for(visit.client, visit.reached);
     Ok(ice::ice_list(&terms.ice, &terms.turn, now, agent.id.as_str(), ttl, &host))
 }
@@ -248,9 +256,15 @@ fn asked_ttl(request: &Request<Incoming>) -> Result<Option<Duration>, Problem> {
 }
 
 /// Whose token the request carries.
-pub(super) fn authorised<B>(visit: &Visit, request: &Request<B>, now: Now) -> Result<Agent, Problem> {
-    let token = bearer(request.headers()).ok_or_else(Problem::no_token)?;
-    Ok(visit.front.terms().tokens.check(now, token)?)
+pub(super) async fn authorised(visit: &Visit, headers: &HeaderMap) -> Result<Agent, Problem> {
+    let token = bearer(headers).ok_or_else(Problem::no_token)?;
+    Ok(visit.front.check_in_time(token).await?)
+}
+
+/// An agent's id, as paths have it.
+pub(super) fn decoded(agent: &str) -> Result<String, Problem> {
+    let decoded = percent_decode_str(agent).decode_utf8().map(Cow::into_owned);
+    decoded.map_err(|_| Problem::bad_request("the agent's id is not UTF-8"))
 }
 
 /// RFC 6750 §2.1.

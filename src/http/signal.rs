@@ -5,11 +5,10 @@ use std::{fmt::Write, time::Duration};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use hyper::{
-    Request, StatusCode,
+    HeaderMap, Request, StatusCode,
     body::Incoming,
     header::{self, HeaderName, HeaderValue},
 };
-use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::{
@@ -52,7 +51,7 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// `POST /v1/signal`: an array of frames; for each there is one in the array of answers.
 pub(super) async fn post(visit: &Visit, request: Request<Incoming>) -> Result<Answer, Problem> {
-    let agent = speaker(visit, &request)?;
+    let agent = speaker(visit, request.headers()).await?;
     let session = request.headers().get(SESSION).cloned();
     let body = read(visit, request).await?;
     let raw: Vec<&RawValue> = serde_json::from_slice(&body)
@@ -72,7 +71,7 @@ pub(super) async fn post(visit: &Visit, request: Request<Incoming>) -> Result<An
         for frame in frames {
             answers.push(match frame {
                 Ok(IncomingFrame { id, frame: ClientFrame::Renew { token }, .. }) => {
-                    hub.ask_renewal(now, &agent.id, id, visit.front.terms().tokens.check(now, &token))
+                    hub.ask_renewal(now, &agent.id, id, visit.front.check(now, &token))
                 }
                 frame => hub.ask(now, &agent.id, frame),
             });
@@ -104,15 +103,13 @@ fn sit_down(
     let ice = list.as_ref().and_then(|list| serde_json::value::to_raw_value(list).ok());
     let fresh = session_id().map_err(|refusal| Problem::from(&refusal))?;
     let join = Join { id, ice: ice.as_deref(), fresh };
-    let joined = visit.front.switchboard.tell(|hub, now| {
-        hub.join_by_request(now, agent, hello, join).inspect_err(|refusal| hub.count_refusal(refusal))
-    });
+    let joined = visit.front.switchboard.join_by_request(agent, hello, join);
     joined.map_err(|refusal| Problem::from(&refusal))
 }
 
 /// `GET /v1/signal`: what there is after number `after`, as soon as there is something.
 pub(super) async fn get(visit: &Visit, request: Request<Incoming>) -> Result<Answer, Problem> {
-    let agent = speaker(visit, &request)?;
+    let agent = speaker(visit, request.headers()).await?;
     let session = request.headers().get(SESSION).ok_or(Problem::bad_request("send Halfway-Session"))?;
     let streams = request
         .headers()
@@ -236,7 +233,7 @@ pub(super) async fn send(visit: &Visit, request: Request<Incoming>, kind: Kind) 
         #[serde(borrow)]
         candidate: Option<&'a RawValue>,
     }
-    let agent = speaker(visit, &request)?;
+    let agent = speaker(visit, request.headers()).await?;
     let to = named(&request)?;
     let body = read(visit, request).await?;
     let said: Said<'_> =
@@ -262,8 +259,8 @@ pub(super) async fn send(visit: &Visit, request: Request<Incoming>, kind: Kind) 
 }
 
 /// `GET /signal/{self}/…`: takes what waits of one kind.
-pub(super) fn take(visit: &Visit, request: &Request<Incoming>, kind: Kind) -> Result<Answer, Problem> {
-    let agent = speaker(visit, request)?;
+pub(super) async fn take(visit: &Visit, request: &Request<Incoming>, kind: Kind) -> Result<Answer, Problem> {
+    let agent = speaker(visit, request.headers()).await?;
     if named(request)? != agent.id.as_str() {
         return Err(Problem::forbidden("what waits for another agent is not yours"));
     }
@@ -291,13 +288,11 @@ fn charge(visit: &Visit, agent: &Agent, session: Option<&str>) -> Result<(), Pro
 
 /// The agent in the path: `/signal/{agent}/…`.
 fn named(request: &Request<Incoming>) -> Result<String, Problem> {
-    let agent = request.uri().path().split('/').nth(2).unwrap_or_default();
-    let decoded = percent_decode_str(agent).decode_utf8().map(|agent| agent.into_owned());
-    decoded.map_err(|_| Problem::bad_request("the agent's id is not UTF-8"))
+    routes::decoded(request.uri().path().split('/').nth(2).unwrap_or_default())
 }
 
-fn speaker(visit: &Visit, request: &Request<Incoming>) -> Result<Agent, Problem> {
-    may_signal(routes::authorised(visit, request, clock::now())?)
+async fn speaker(visit: &Visit, headers: &HeaderMap) -> Result<Agent, Problem> {
+    may_signal(routes::authorised(visit, headers).await?)
 }
 
 /// The body, once it is known who sends it.

@@ -16,7 +16,10 @@ use tokio::sync::Notify;
 use super::websocket::exchange::Mailbox;
 use crate::{
     clock::{self, Now},
-    credentials::token::Agent,
+    credentials::{
+        revocations::Revocations,
+        token::{Agent, TokenRefusal},
+    },
     signaling::{
         hub::{ConnectionId, Counters, Departure, Hub, Join, Outgoing},
         limits::Limits,
@@ -31,6 +34,7 @@ pub(super) struct Switchboard {
     state: Mutex<State>,
     /// The next deadline came closer.
     alarm: Notify,
+    revocations: Revocations,
 }
 
 struct State {
@@ -47,9 +51,9 @@ struct State {
 const TASK: u64 = u64::MAX;
 
 impl Switchboard {
-    pub(super) fn new(limits: Limits) -> Self {
+    pub(super) fn new(limits: Limits, revocations: Revocations) -> Self {
         let state = State { hub: Hub::new(limits), tasks: HashMap::new(), threads: Vec::new(), armed: None };
-        Self { state: Mutex::new(state), alarm: Notify::new() }
+        Self { state: Mutex::new(state), alarm: Notify::new(), revocations }
     }
 
     /// Takes a seat for the agent that said `hello` on the line `index`.
@@ -63,10 +67,31 @@ impl Switchboard {
         index: usize,
     ) -> Result<Seat, Refusal> {
         let connection = self.with(|state| {
+            self.refuse_revoked(agent)?;
             let tag = state.thread(mailbox) << 32 | index as u64;
             state.hub.join(now, agent, hello, join, tag)
         })?;
         Ok(self.seat(connection))
+    }
+
+    /// Begins or continues the session of an agent that asks by requests. The welcome is the answer.
+    pub(super) fn join_by_request(
+        &self,
+        agent: &Agent,
+        hello: &Hello<'_>,
+        join: Join<'_>,
+    ) -> Result<Bytes, Refusal> {
+        self.tell(|hub, now| {
+            let refused = self.refuse_revoked(agent);
+            let joined = refused.and_then(|()| hub.join_by_request(now, agent, hello, join));
+            joined.inspect_err(|refusal| hub.count_refusal(refusal))
+        })
+    }
+
+    /// Its token was good when it was looked at. Who revokes an agent says so first and ends its session then: either we see
+    /// that here, under the lock, or the session is there to be ended.
+    fn refuse_revoked(&self, agent: &Agent) -> Result<(), Refusal> {
+        if self.revocations.refuse_token(agent) { Err(TokenRefusal::Revoked.into()) } else { Ok(()) }
     }
 
     /// Takes a seat for an agent with a session, to hear what comes after number `after`.

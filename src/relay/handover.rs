@@ -35,6 +35,8 @@ pub enum Word<'a> {
     Live(SocketAddr),
     /// And now it is not.
     Dead(SocketAddr),
+    /// This agent has been revoked.
+    Revoked(&'a str),
     /// The old one has told all that it owns and reads the listeners no more.
     Done,
 }
@@ -148,6 +150,7 @@ fn write<'a>(word: Word<'a>, to: &mut Vec<u8>) -> &'a [u8] {
         Word::Live(at) => (3, [Some(at), None], &[]),
         Word::Dead(at) => (4, [Some(at), None], &[]),
         Word::Done => (5, [None, None], &[]),
+        Word::Revoked(agent) => (6, [None, None], agent.as_bytes()),
     };
     to.push(kind);
     for address in addresses.into_iter().flatten() {
@@ -183,6 +186,7 @@ fn read<'a>(message: &mut &'a [u8]) -> Option<Word<'a>> {
         3 => Word::Live(read_address(message)?),
         4 => Word::Dead(read_address(message)?),
         5 => Word::Done,
+        6 => Word::Revoked(str::from_utf8(std::mem::take(message)).ok()?),
         _ => return None,
     })
 }
@@ -228,11 +232,16 @@ mod tests {
         one.tell_all(told.into_iter()).unwrap();
         let datagrams = Word::Datagrams { client: v6, segment: 1_200, bytes: &[7; 60_000] };
         one.tell(datagrams).unwrap();
+        one.tell(Word::Revoked("agent-7")).unwrap();
         one.tell(Word::Done).unwrap();
         drop(one);
         let mut buffer = vec![0; LONGEST];
         assert_eq!(words(other.receive(&mut buffer).unwrap()).collect::<Vec<_>>(), told);
         assert_eq!(words(other.receive(&mut buffer).unwrap()).collect::<Vec<_>>(), [datagrams]);
+        assert_eq!(
+            words(other.receive(&mut buffer).unwrap()).collect::<Vec<_>>(),
+            [Word::Revoked("agent-7")]
+        );
         assert_eq!(words(other.receive(&mut buffer).unwrap()).collect::<Vec<_>>(), [Word::Done]);
         assert!(other.receive(&mut buffer).unwrap().is_empty());
     }

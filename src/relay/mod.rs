@@ -25,7 +25,7 @@ use std::{
 
 use self::shard::{Command, Listener, Mailbox, Place, Shard};
 use crate::{
-    credentials::turn_rest::TurnSecrets,
+    credentials::{revocations::Revocations, turn_rest::TurnSecrets},
     door::RelayClient,
     poll,
     turn::{
@@ -58,6 +58,8 @@ pub struct RelayConfig {
     pub secrets: TurnSecrets,
     /// Makes and checks nonces.
     pub nonces: Nonces,
+    /// Whose older users are accepted no more.
+    pub revocations: Revocations,
 }
 
 /// A running relay; dropping it ends all allocations.
@@ -133,6 +135,11 @@ impl Relay {
     #[must_use]
     pub fn shards(&self) -> usize {
         self.mailboxes.len()
+    }
+
+    /// Ends all allocations of an agent, those in the process before among them.
+    pub fn revoke(&self, agent: &str) {
+        self.mailboxes.iter().for_each(|shard| shard.tell(Command::Revoke(agent.into())));
     }
 
     /// No new allocations from now on.
@@ -293,6 +300,7 @@ fn shard(config: &RelayConfig, place: &Place) -> io::Result<Shard> {
             realm: config.realm.clone(),
             secrets: config.secrets.clone(),
             nonces: config.nonces.clone(),
+            revocations: config.revocations.clone(),
         },
         policy: config.policy.clone(),
         quotas: config.quotas.clone(),

@@ -51,6 +51,8 @@ pub enum Command {
     HandOver(Link, SyncSender<()>),
     /// That one came to nothing.
     TakeBack,
+    /// End the allocations of an agent.
+    Revoke(Box<str>),
     /// No new allocations.
     Drain,
     /// Come to an end.
@@ -271,6 +273,7 @@ impl Shard {
                     _ = done.send(());
                 }
                 Ok(Command::TakeBack) => self.take_back(),
+                Ok(Command::Revoke(agent)) => self.revoke(&agent),
                 Ok(Command::Drain) => self.server.drain(),
                 Err(TryRecvError::Empty) => return Obeyed::GoOn,
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return Obeyed::Stop,

@@ -14,6 +14,8 @@ pub enum Farewell {
     Replaced,
     /// The token's time is over.
     Expired,
+    /// An operator has revoked the agent.
+    Revoked,
     /// It does not read what it is sent.
     Slow,
     /// We are going down; come back in so many seconds.
@@ -27,6 +29,7 @@ impl Farewell {
         let frame = match self {
             Self::Replaced => ServerFrame::Replaced,
             Self::Expired => ServerFrame::Ended { code: "expired" },
+            Self::Revoked => ServerFrame::Ended { code: "revoked" },
             Self::Restarting(reconnect_in) => ServerFrame::Restarting { reconnect_in, try_for: TRY_FOR },
             Self::Slow => return None,
         };
@@ -38,6 +41,7 @@ impl Farewell {
     pub fn close_code(self) -> u16 {
         match self {
             Self::Expired => 4001,
+            Self::Revoked => 4002,
             Self::Slow => 4003,
             Self::Replaced => 4005,
             Self::Restarting(_) => 1012,
@@ -49,6 +53,7 @@ impl Farewell {
     pub fn reason(self) -> &'static str {
         match self {
             Self::Expired => "expired",
+            Self::Revoked => "revoked",
             Self::Slow => "slow",
             Self::Replaced => "replaced",
             Self::Restarting(_) => "restarting",

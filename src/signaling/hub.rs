@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     clock::Now,
-    credentials::token::{Agent, AgentId, Room, TokenRefusal},
+    credentials::token::{Agent, AgentId, Room},
 };
 
 /// An expiry is looked at again at least this often, so that a wall clock that was set is noticed.
@@ -263,7 +263,7 @@ impl Hub {
         now: Now,
         agent: &AgentId,
         id: Option<FrameId<'_>>,
-        token: Result<Agent, TokenRefusal>,
+        token: Result<Agent, Refusal>,
     ) -> Bytes {
         let outcome = self.perform_renewal(now, agent, token);
         self.respond(id, outcome).to_bytes()
@@ -326,7 +326,7 @@ impl Hub {
         now: Now,
         from: ConnectionId,
         id: Option<FrameId<'_>>,
-        token: Result<Agent, TokenRefusal>,
+        token: Result<Agent, Refusal>,
     ) {
         let Some(Line::Live(agent)) = self.connections.get(&from) else { return };
         let agent = agent.clone();
@@ -370,6 +370,17 @@ impl Hub {
     pub fn count_refusal(&mut self, refusal: &Refusal) {
         let place = CODES.iter().position(|code| *code == refusal.code());
         self.counters.errors[place.expect("every refusal has one of the codes")] += 1;
+    }
+
+    /// The card of an agent in the room, if there is one.
+    #[must_use]
+    pub fn card(&self, room: &Room, agent: &AgentId) -> Option<Arc<RawValue>> {
+        self.members.get(agent).filter(|member| member.room == *room)?.card.clone()
+    }
+
+    /// An operator ends the agent's session, if it has one.
+    pub fn revoke(&mut self, now: Now, agent: &AgentId) {
+        self.end(now, agent, Some(Farewell::Revoked));
     }
 
     /// The connection is over.
@@ -510,7 +521,7 @@ impl Hub {
         &mut self,
         now: Now,
         agent: &AgentId,
-        token: Result<Agent, TokenRefusal>,
+        token: Result<Agent, Refusal>,
     ) -> Result<Done, Refusal> {
         self.counters.frames_in += 1;
         self.spend(now, agent)?;

@@ -17,9 +17,13 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::clock::Now;
 
+mod outward; // requests of our own, over HTTPS
+
 pub mod certificates; // what handshakes present, now
 pub mod files; // a certificate that somebody else renews
 pub mod self_signed; // the certificate of a first start
+
+pub use outward::{connector, root_of};
 
 /// What a relay client may say that it speaks (RFC 7443).
 pub const ALPN_RELAY: [&[u8]; 2] = [b"stun.turn", b"stun.nat-discovery"];

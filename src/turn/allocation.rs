@@ -85,11 +85,14 @@ pub enum Why {
     Reclaimed,
     /// Its client's stream has closed.
     Disconnected,
+    /// Its agent was revoked.
+    Revoked,
 }
 
 impl Why {
     /// All of them, in the order of [`Counters::ended`](super::counters::Counters::ended).
-    pub const ALL: [Self; 4] = [Self::Released, Self::Expired, Self::Reclaimed, Self::Disconnected];
+    pub const ALL: [Self; 5] =
+        [Self::Released, Self::Expired, Self::Reclaimed, Self::Disconnected, Self::Revoked];
 
     /// The word in the log and in metrics.
     #[must_use]
@@ -99,6 +102,7 @@ impl Why {
             Self::Expired => "expired",
             Self::Reclaimed => "reclaimed",
             Self::Disconnected => "disconnected",
+            Self::Revoked => "revoked",
         }
     }
 }

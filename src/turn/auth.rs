@@ -11,7 +11,10 @@ use stun_types::{
 use super::{FiveTuple, nonce::Nonces, refusal::Refusal};
 use crate::{
     clock::Now,
-    credentials::turn_rest::{TurnSecrets, TurnUsername},
+    credentials::{
+        revocations::Revocations,
+        turn_rest::{TurnSecrets, TurnUsername},
+    },
 };
 
 /// What it takes to check a request.
@@ -23,6 +26,8 @@ pub struct Auth {
     pub secrets: TurnSecrets,
     /// Makes and checks nonces.
     pub nonces: Nonces,
+    /// Whose older users are accepted no more.
+    pub revocations: Revocations,
 }
 
 /// Who sent an authentic request, and the key to sign the answer with.
@@ -74,7 +79,9 @@ impl Auth {
         if realm.realm() != self.realm {
             return Err(Refusal::Unauthorized);
         }
-        self.verify(username.username(), message, holds_allocation).ok_or(Refusal::Unauthorized)
+        let caller = self.verify(username.username(), message, holds_allocation);
+        let stands = |caller: &Caller| !self.revocations.refuse_user(now, &caller.agent, caller.expires);
+        caller.filter(stands).ok_or(Refusal::Unauthorized)
     }
 
     /// A REALM and a NONCE for who has to try (again).

@@ -24,6 +24,15 @@ pub enum DeniedPeers {
     Discard,
 }
 
+/// Whether a peer must have been signaled (`turn.peer_policy`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerPolicy {
+    /// It need not.
+    Open,
+    /// Another agent of the room must have told the agent of it.
+    Signaled,
+}
+
 /// What a permission for an IP address is worth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {

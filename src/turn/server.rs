@@ -217,6 +217,13 @@ impl Server {
         }
     }
 
+    /// Ends all allocations of an agent.
+    pub fn revoke(&mut self, agent: &str, now: Instant) {
+        let own = self.allocations.iter().filter(|(_, allocation)| &**allocation.agent() == agent);
+        let own: Vec<_> = own.map(|(id, _)| *id).collect();
+        own.into_iter().for_each(|id| self.end(id, now, Why::Revoked));
+    }
+
     /// The stream of `client` has closed, and with it ends its allocation.
     pub fn hang_up(&mut self, client: &FiveTuple, now: Instant) {
         if let Some(id) = self.forward.allocation_of(client) {

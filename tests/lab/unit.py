@@ -77,7 +77,7 @@ def installed_by_hand(machine):
     soft, hard = machine.run("grep", "open files", f"/proc/{process}/limits").split()[3:5]
     yield soft == hard and f"{soft} descriptors" in machine.journal(), f"{soft} descriptors, all that it may have, as it says"
     unit = "/etc/systemd/system/halfway.service"
-    wrong = machine.tries("systemd-analyze", "verify", unit, f"{SOURCE}/systemd/halfway.socket")
+    wrong = machine.tries("systemd-analyze", "verify", unit, f"{SOURCE}/systemd/activation/halfway.socket")
     yield wrong.returncode == 0 and not wrong.stderr, f"systemd-analyze verify: {wrong.stderr or 'nothing to say'}"
     exposed = machine.tries("systemd-analyze", "security", "--offline=true", "--threshold=15", "--no-pager", unit)
     yield exposed.returncode == 0, exposed.stdout.strip().splitlines()[-1]

@@ -22,8 +22,10 @@ mod config;
 mod doctor;
 mod first_start;
 mod instance;
+mod issuer;
 mod numbers;
 mod reload;
+mod revoke;
 mod upgrade;
 
 /// A directory of this test's own, gone at its end.

@@ -12,12 +12,15 @@ use halfway::{
     clock,
     config::{self, Config, File, Overrides, Surroundings},
     credentials::{
+        revocations::Revocations,
         token::{AgentId, NewToken, Room, Scopes, TokenKeys},
         turn_rest::TurnSecrets,
     },
+    data_dir::DataDir,
     door::{self, Door, ToRelay, admission::Admission},
     http::{self, Entrance, Front, Operator, Patience, Terms, ice::IceOffer, websocket::exchange::Exchange},
     relay::Relay,
+    revoking::Revoking,
     signaling::limits::Limits,
     tls::{self, Certificate, certificates::Certificates},
 };
@@ -98,7 +101,10 @@ async fn host_of(toml: &str, handshake: Duration, change: impl FnOnce(&mut Patie
     let (mut patience, mut limits) = (Patience::default(), config.signaling.limits());
     change(&mut patience, &mut limits);
     let ready = Arc::new(AtomicBool::new(true));
-    let front = Front::with_patience(terms(&config, KEY), limits, Arc::clone(&ready), patience);
+    // Nobody is revoked here: nothing is written.
+    let nowhere = DataDir::new(Path::new("/nonexistent"));
+    let revoking = Revoking::new(Revocations::default(), nowhere, |_| {});
+    let front = Front::with_patience(terms(&config, KEY), limits, revoking, Arc::clone(&ready), patience);
     serve(&config, handshake, front, ready).await
 }
 
@@ -111,7 +117,7 @@ fn terms(config: &Config, token_key: &[u8]) -> Terms {
         default_ttl: config.credentials.ttl,
         max_ttl: config.credentials.max_ttl,
     };
-    Terms::new(config, keys(token_key), TurnSecrets::new(&[SECRET]).unwrap(), offer)
+    Terms::new(config, keys(token_key), TurnSecrets::new(&[SECRET]).unwrap(), offer, None)
 }
 
 async fn serve(config: &Config, handshake: Duration, front: Arc<Front>, ready: Arc<AtomicBool>) -> Host {

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 
 use halfway::{
-    credentials::turn_rest::TurnSecrets,
+    credentials::{revocations::Revocations, turn_rest::TurnSecrets},
     relay::{self, Relay, RelayConfig},
     turn::{
         RelayAddress,
@@ -38,6 +38,7 @@ pub fn relay(listen: &str, shards: usize, ports: RangeInclusive<u16>) -> Relay {
         realm: "halfway".to_owned(),
         secrets: TurnSecrets::new(&[SECRET]).unwrap(),
         nonces: Nonces::new(&[1; 32]),
+        revocations: Revocations::default(),
     };
     let listeners = relay::bind(listen.parse().unwrap(), shards).unwrap();
     Relay::start(config, vec![listeners], Vec::new()).unwrap()

@@ -289,6 +289,7 @@ impl Line {
         write_frame(self.stream.outbox(desk.spare), &frame.into());
         let code = match refusal {
             Refusal::Token(TokenRefusal::Expired) => 4001,
+            Refusal::Token(TokenRefusal::Revoked) => 4002,
             Refusal::Unavailable(_) => 1013,
             _ => 1008,
         };
@@ -323,10 +324,10 @@ fn hello(visit: &Visit, desk: &Desk<'_>, credential: &Credential, said: &Said<'_
     };
     let agent = match credential {
         Credential::Checked(agent) => agent.clone(),
-        Credential::Offered(token) => visit.front.terms().tokens.check(desk.now, token)?,
+        Credential::Offered(token) => visit.front.check(desk.now, token)?,
         Credential::None => {
             let token = hello.token.as_deref().ok_or(Refusal::Token(TokenRefusal::Malformed))?;
-            visit.front.terms().tokens.check(desk.now, token)?
+            visit.front.check(desk.now, token)?
         }
     };
     if !agent.scopes.signal {
@@ -364,7 +365,7 @@ impl Guest {
     /// Passes a frame to the hub. Tokens are checked here: the hub has no keys.
     fn take(&mut self, visit: &Visit, now: Now, frame: Result<Incoming<'_>, Rejected<'_>>) {
         if let Ok(Incoming { id, frame: ClientFrame::Renew { token }, .. }) = &frame {
-            let token = visit.front.terms().tokens.check(now, token);
+            let token = visit.front.check(now, token);
             if let Ok(fresh) = &token
                 && (&fresh.id, &fresh.room) == (&self.agent.id, &self.agent.room)
             {

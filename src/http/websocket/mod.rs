@@ -17,7 +17,7 @@ use super::{
     problem::Problem,
     routes::{self, Answer},
 };
-use crate::{clock, credentials::token::Agent, door::admission::Permit};
+use crate::{credentials::token::Agent, door::admission::Permit};
 
 pub mod exchange; // the threads that hold the connections
 pub mod framing; // RFC 6455 §5, as bytes
@@ -45,7 +45,7 @@ enum Credential {
 }
 
 /// Answers `GET /v1/ws` (RFC 6455 §4.2).
-pub(super) fn upgrade(
+pub(super) async fn upgrade(
     visit: &Visit,
     request: &mut Request<Incoming>,
     accepted: &mpsc::Sender<Upgrade>,
@@ -53,10 +53,12 @@ pub(super) fn upgrade(
     let accept = accept_key(handshake_key(request.headers())?);
     let protocols = Protocols::of(request.headers())?;
     let credential = match (routes::bearer(request.headers()), protocols.token) {
-        (Some(token), _) => {
-            Credential::Checked(may_signal(visit.front.terms().tokens.check(clock::now(), token)?)?)
+        (Some(token), _) => Credential::Checked(may_signal(visit.front.check_in_time(token).await?)?),
+        (None, Some(token)) => {
+            // Whoever has to be asked about it is asked now: later nobody can wait.
+            let _ = visit.front.check_in_time(&token).await;
+            Credential::Offered(token)
         }
-        (None, Some(token)) => Credential::Offered(token),
         (None, None) => Credential::None,
     };
     if *visit.shutdown.borrow() {

@@ -98,6 +98,7 @@ impl Shard {
                 self.server.lives_elsewhere(at, false);
                 self.top_up();
             }
+            Word::Revoked(agent) => self.server.revoke(agent, self.now.mono),
             Word::Done => {
                 self.listen(true);
                 self.top_up();
@@ -127,6 +128,12 @@ impl Shard {
             self.server.count_dropped(Dropped::Unsendable, arrived.datagrams().count() as u64);
         }
         true
+    }
+
+    /// Ends the allocations of an agent, wherever they are.
+    pub(super) fn revoke(&mut self, agent: &str) {
+        self.server.revoke(agent, self.now.mono);
+        self.other.tell(Word::Revoked(agent));
     }
 
     pub(super) fn tell_relayed(&self, at: RelayPort, is_live: bool) {

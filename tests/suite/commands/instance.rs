@@ -17,8 +17,9 @@ use super::{
     super::{front::PATIENCE, turn::client::Client},
     TempDir,
     first_start::Served,
-    halfway,
+    halfway, line,
 };
+use serde_json::Value;
 
 /// A `halfway serve` with a configuration that changes.
 pub struct Instance {
@@ -31,15 +32,29 @@ pub struct Instance {
 
 impl Instance {
     pub fn start(toml: &str) -> Self {
-        let dir = TempDir::new();
+        Self::start_in(TempDir::new(), toml)
+    }
+
+    /// In a directory that may have been another's before.
+    pub fn start_in(dir: TempDir, toml: &str) -> Self {
+        Self::start_by(dir, toml, |_| {})
+    }
+
+    /// With more in its environment.
+    pub fn start_by(dir: TempDir, toml: &str, change: impl FnOnce(&mut Command)) -> Self {
         dir.write("h.toml", format!("admin.listen = ['127.0.0.1:0']\n{toml}"));
-        let serve = ["serve", "--config", "h.toml", "--http-listen", "127.0.0.1:0"];
-        let mut command = halfway(&dir, &serve);
-        let served =
-            Served::start(command.args(["--turn-listen", "127.0.0.1:0", "--public-ip", "127.0.0.1"]));
+        let mut command = serve(&dir);
+        change(&mut command);
+        let served = Served::start(&mut command);
         let ready = served.expect("ready");
         let at = |what: &str| ready.split(what).nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
         Self { dir, turn: at("turn=").parse().unwrap(), https: at("https="), admin: at("admin="), served }
+    }
+
+    /// Ended without a word: what is left.
+    pub fn killed(self) -> TempDir {
+        self.signal("-KILL");
+        self.dir
     }
 
     /// Gives the line that says what has become of it.
@@ -54,20 +69,19 @@ impl Instance {
         assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
     }
 
-    /// A request over HTTPS, by who trusts the certificate in the data directory.
-    pub fn https(&self, request: &str) -> String {
+    /// What [`Web::ask`] gives.
+    pub fn ask(&self, request: &str, token: &str, body: &str) -> (u16, Value) {
+        self.web().ask(request, token, body)
+    }
+
+    pub fn web(&self) -> Web {
         let cert = std::fs::read(self.dir.path().join("halfway-data/cert.pem")).unwrap();
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(&cert).unwrap()).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let client = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-        let client = client.unwrap().with_root_certificates(roots).with_no_client_auth();
-        let session = ClientConnection::new(Arc::new(client), "localhost".try_into().unwrap()).unwrap();
-        let mut stream = StreamOwned::new(session, TcpStream::connect(&self.https).unwrap());
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut answer = [0; 4_096];
-        let length = stream.read(&mut answer).unwrap();
-        String::from_utf8_lossy(&answer[..length]).into_owned()
+        Web { at: self.https.clone(), cert }
+    }
+
+    /// A token that `halfway token` prints.
+    pub fn token(&self, args: &[&str]) -> String {
+        line(halfway(&self.dir, &["--config", "h.toml", "token"]).args(args))
     }
 
     pub fn admin(&self, request: &str) -> String {
@@ -77,6 +91,51 @@ impl Instance {
         stream.read_to_string(&mut answer).unwrap();
         answer
     }
+}
+
+/// Its HTTPS, for other threads too.
+pub struct Web {
+    at: String,
+    cert: Vec<u8>,
+}
+
+impl Web {
+    /// By who trusts the certificate.
+    fn https(&self, request: &str) -> String {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(&self.cert).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let client = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let client = client.unwrap().with_root_certificates(roots).with_no_client_auth();
+        let session = ClientConnection::new(Arc::new(client), "localhost".try_into().unwrap()).unwrap();
+        let mut stream = StreamOwned::new(session, TcpStream::connect(&self.at).unwrap());
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        // The other side need not say goodbye.
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    /// The status and the body of the answer to who shows a token. `request` is the method and the path, and more lines of the
+    /// head.
+    pub fn ask(&self, request: &str, token: &str, body: &str) -> (u16, Value) {
+        let (line, head) = request.split_once('\n').unwrap_or((request, ""));
+        let length = body.len();
+        let answer = self.https(&format!(
+            "{line} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n\
+             Content-Length: {length}\r\n{head}\r\n{body}"
+        ));
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+        (status, serde_json::from_str(body).unwrap_or(Value::Null))
+    }
+}
+
+/// The command that serves in a directory, by its `h.toml`.
+pub fn serve(dir: &TempDir) -> Command {
+    let mut command = halfway(dir, &["serve", "--config", "h.toml", "--http-listen", "127.0.0.1:0"]);
+    command.args(["--turn-listen", "127.0.0.1:0", "--public-ip", "127.0.0.1"]);
+    command
 }
 
 /// One client over UDP.
@@ -90,10 +149,14 @@ pub struct Caller {
 
 impl Caller {
     pub fn new(instance: &Instance, agent: &'static str, secret: &str) -> Self {
+        Self::until(instance, agent, secret, clock::now().unix() + 600)
+    }
+
+    /// Whose user runs out at `expires`, in Unix seconds.
+    pub fn until(instance: &Instance, agent: &'static str, secret: &str, expires: u64) -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.connect(instance.turn).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        let expires = clock::now().unix() + 600;
         let user = TurnSecrets::new(&[secret]).unwrap().mint(agent, expires);
         let key = (user.username, user.credential);
         let mut caller = Self { socket, client: Client::with_secret(secret, expires), agent, key };

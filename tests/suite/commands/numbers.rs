@@ -104,11 +104,7 @@ fn every_number_moves_and_is_in_the_documentation() {
     look(&mut moved);
     let frames = r#"[{"type":"hello"},{"type":"bye","to":"nobody"}]"#;
     let token = line(&mut halfway(&instance.dir, &["token", "carol"]));
-    let answer = instance.https(&format!(
-        "POST /v1/signal HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\nContent-Length: {}\r\n\r\n{frames}",
-        frames.len()
-    ));
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(instance.ask("POST /v1/signal", &token, frames).0, 200);
     look(&mut moved);
     let _only = TcpStream::connect(&instance.https).unwrap();
     instance.reload(&format!("{CONFIG}[http]\nconnections_total = 1\n"));

@@ -19,7 +19,7 @@ use std::{
 
 use halfway::{
     clock::{self, Now},
-    credentials::turn_rest::TurnSecrets,
+    credentials::{revocations::Revocations, turn_rest::TurnSecrets},
     turn::{
         FiveTuple, RelayAddress, RelayPort, Transport,
         auth::Auth,
@@ -148,6 +148,7 @@ impl World {
             realm: REALM.to_owned(),
             secrets: TurnSecrets::new(&self.secrets).unwrap(),
             nonces: Nonces::new(&[7; 32]),
+            revocations: Revocations::default(),
         };
         let ports = policy.relays.iter().map(|_| self.ports.clone().collect()).collect();
         let mut server = Server::new(Setup {
