@@ -45,6 +45,7 @@ mod body; // an answer at once, or event by event
 pub mod ice; // ICE server lists: pure, so that `halfway ice` prints the same
 pub mod origin; // which web pages may use us
 pub mod problem; // errors as application/problem+json
+mod refresh; // fresh ICE servers for agents that stay
 mod routes; // paths, methods, tokens
 mod signal; // the same as the WebSocket, by requests
 mod switchboard; // the one owner of the hub

@@ -20,8 +20,9 @@ use super::{
     Visit,
     body::Body,
     problem::Problem,
+    refresh,
     routes::{self, Answer, parameter},
-    switchboard::{Listener, session_id},
+    switchboard::{Listener, session_id, until},
     websocket::may_signal,
 };
 use crate::{
@@ -99,10 +100,12 @@ fn sit_down(
     id: Option<&RawValue>,
     hello: &Hello<'_>,
 ) -> Result<Bytes, Problem> {
-    let list = routes::ice_list(visit, agent, clock::now(), None).ok();
+    let now = clock::now();
+    let list = routes::ice_list(visit, agent, now, None).ok();
     let ice = list.as_ref().and_then(|list| serde_json::value::to_raw_value(list).ok());
     let fresh = session_id().map_err(|refusal| Problem::from(&refusal))?;
-    let join = Join { id, ice: ice.as_deref(), fresh };
+    let ice_term = list.as_ref().map(|list| refresh::term(now, list));
+    let join = Join { id, ice: ice.as_deref(), ice_term, fresh };
     let joined = visit.front.switchboard.join_by_request(agent, hello, join);
     joined.map_err(|refusal| Problem::from(&refusal))
 }
@@ -126,9 +129,9 @@ pub(super) async fn get(visit: &Visit, request: Request<Incoming>) -> Result<Ans
     charge(visit, &agent, Some(session))?;
     let listener = visit.front.switchboard.listen(&agent, session, after).map_err(|_| Problem::gone())?;
     if streams {
-        return Ok(stream(visit, listener));
+        return Ok(stream(visit, agent, listener));
     }
-    Ok(array(&poll(&listener, Duration::from_secs(wait.min(MAX_WAIT))).await))
+    Ok(array(&poll(visit, &agent, &listener, Duration::from_secs(wait.min(MAX_WAIT))).await))
 }
 
 /// A whole number in the query; `None` when it is something else.
@@ -137,10 +140,11 @@ fn number(request: &Request<Incoming>, name: &str, default: u64) -> Result<Optio
 }
 
 /// Takes what waits, or the first that comes.
-async fn poll(listener: &Listener, wait: Duration) -> Vec<Bytes> {
+async fn poll(visit: &Visit, agent: &Agent, listener: &Listener, wait: Duration) -> Vec<Bytes> {
     let mut over = std::pin::pin!(sleep(wait));
     let (mut frames, mut size) = (Vec::new(), 0);
     loop {
+        let ice_at = refresh::push_if_due(visit, clock::now(), agent, &listener.seat);
         while frames.len() < MAX_FRAMES && size < MAX_ANSWER {
             match listener.next_outgoing() {
                 Some(Outgoing::Frame(frame)) => {
@@ -159,16 +163,16 @@ async fn poll(listener: &Listener, wait: Duration) -> Vec<Bytes> {
         }
         tokio::select! {
             () = listener.woken() => {}
+            () = until(ice_at) => {}
             () = over.as_mut() => return frames,
         }
     }
 }
 
 /// An event stream (HTML, "Server-sent events"): one event a frame, its id the frame's number.
-fn stream(visit: &Visit, listener: Listener) -> Answer {
+fn stream(visit: &Visit, agent: Agent, listener: Listener) -> Answer {
     let (events, body) = mpsc::channel(1);
-    let patience = visit.front.patience.write;
-    tokio::spawn(send_events(listener, events, patience));
+    tokio::spawn(send_events(visit.clone(), agent, listener, events));
     routes::with_headers(
         Body::events(body),
         [
@@ -180,9 +184,11 @@ fn stream(visit: &Visit, listener: Listener) -> Answer {
     )
 }
 
-async fn send_events(listener: Listener, events: mpsc::Sender<Bytes>, patience: Duration) {
+async fn send_events(visit: Visit, agent: Agent, listener: Listener, events: mpsc::Sender<Bytes>) {
+    let patience = visit.front.patience.write;
     let mut heartbeat = interval(listener.heartbeat());
     loop {
+        let ice_at = refresh::push_if_due(&visit, clock::now(), &agent, &listener.seat);
         let piece = match listener.next_outgoing() {
             Some(Outgoing::Frame(frame)) => event(&frame),
             Some(Outgoing::Close(farewell)) => {
@@ -193,6 +199,7 @@ async fn send_events(listener: Listener, events: mpsc::Sender<Bytes>, patience: 
             }
             None => tokio::select! {
                 () = listener.woken() => continue,
+                () = until(ice_at) => continue,
                 // The first comes at once: proxies and clients see that the stream is there.
                 _ = heartbeat.tick() => Bytes::from_static(b": \n\n"),
                 () = events.closed() => return,

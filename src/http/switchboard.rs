@@ -133,14 +133,8 @@ impl Switchboard {
                 state.armed = state.hub.poll_timeout();
                 state.armed
             });
-            let sleep = async {
-                match next {
-                    Some(at) => tokio::time::sleep_until(at.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
-                () = sleep => {}
+                () = until(next) => {}
                 () = self.alarm.notified() => {}
             }
         }
@@ -183,6 +177,14 @@ impl State {
     }
 }
 
+/// Waits for that moment; without one for ever.
+pub(super) async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// A new session's name.
 pub(super) fn session_id() -> Result<SessionId, Refusal> {
     let mut bytes = [0; 16];
@@ -217,7 +219,7 @@ impl Drop for Seat {
 
 /// A task in a seat.
 pub(super) struct Listener {
-    seat: Seat,
+    pub(super) seat: Seat,
     wake: Arc<Notify>,
 }
 

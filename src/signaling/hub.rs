@@ -78,6 +78,7 @@ struct Member {
     /// Set while there is no connection: the end of the resume window.
     gone_at: Option<Instant>,
     deadline: Instant,
+    ice_term: Option<IceTerm>,
     /// Its place among the keepers.
     keeper: Option<u64>,
     bucket: Bucket,
@@ -358,10 +359,20 @@ impl Hub {
         matches!(self.connections.get(&connection), Some(Line::Leaving(Some(_))))
     }
 
-    /// A frame from the shell itself: fresh ICE servers.
-    pub fn push(&mut self, now: Now, connection: ConnectionId, frame: Bytes) {
-        if let Some(Line::Live(agent)) = self.connections.get(&connection) {
-            let agent = agent.clone();
+    /// How long the agent's ICE servers are good, if it has any, and when its token expires, in Unix seconds.
+    #[must_use]
+    pub fn ice_term(&self, connection: ConnectionId) -> Option<(IceTerm, u64)> {
+        let Some(Line::Live(agent)) = self.connections.get(&connection) else { return None };
+        let member = &self.members[agent];
+        member.ice_term.map(|term| (term, member.expires))
+    }
+
+    /// It has others now, told by `frame`; or `None`, and is only to be thought of again.
+    pub fn give_ice(&mut self, now: Now, connection: ConnectionId, frame: Option<Bytes>, term: IceTerm) {
+        let Some(Line::Live(agent)) = self.connections.get(&connection) else { return };
+        let agent = agent.clone();
+        self.member(&agent).ice_term = Some(term);
+        if let Some(frame) = frame {
             self.push_aside(now, &agent, frame);
         }
     }
@@ -489,8 +500,19 @@ pub struct Join<'a> {
     pub id: Option<FrameId<'a>>,
     /// For the welcome; `None` when the token lacks the scope.
     pub ice: Option<&'a RawValue>,
+    /// How long those are good.
+    pub ice_term: Option<IceTerm>,
     /// The session's name if it is a new one.
     pub fresh: SessionId,
+}
+
+/// How long an agent's ICE servers are good.
+#[derive(Clone, Copy, Debug)]
+pub struct IceTerm {
+    /// Unix seconds.
+    pub expires: u64,
+    /// It should have others then.
+    pub renew_at: Instant,
 }
 
 /// What a frame led to.
@@ -753,6 +775,7 @@ impl Hub {
             self.start(now, agent, hello.card, join.fresh, connection);
             self.member(&agent.id).bucket = bucket;
         }
+        self.member(&agent.id).ice_term = join.ice_term;
         self.welcome(agent, resumed, join.id, join.ice)
     }
 
@@ -802,6 +825,7 @@ impl Hub {
             by_request: connection.is_none(),
             gone_at: None,
             deadline: now.mono,
+            ice_term: None,
             keeper: None,
             bucket: Bucket::new(now.mono),
         };
@@ -1148,7 +1172,13 @@ mod tests {
             let after = resume.as_ref().map_or(0, |resume| resume.after);
             let hello = Hello { token: None, card: card.as_deref(), resume };
             let fresh = SessionId::from_random(u128::from(self.hub.last_connection).to_be_bytes());
-            match self.hub.join(self.now(), &agent, &hello, Join { id: None, ice: None, fresh }, 0) {
+            match self.hub.join(
+                self.now(),
+                &agent,
+                &hello,
+                Join { id: None, ice: None, ice_term: None, fresh },
+                0,
+            ) {
                 Ok(connection) => {
                     self.connections.insert(name.to_owned(), connection);
                     let resumed = Some(self.hub.members[&agent.id].session.id().as_str())

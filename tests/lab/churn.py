@@ -117,7 +117,8 @@ def vanish():
 
 
 def replace():
-    clients = [stun.Client((PUBLIC[4], 3478), SECRET, "vanishing") for _ in range(QUOTA)]
+    # From elsewhere: a port of one that vanished still has its allocation.
+    clients = [stun.Client((PUBLIC[4], 3478), SECRET, "vanishing", source="127.0.0.2") for _ in range(QUOTA)]
     print(sum(bool(client.allocate()) for client in clients))
     for client in clients:
         client.release()

@@ -63,11 +63,12 @@ def parse_address(value):
 class Client:
     """One client of a relay, over UDP, TCP or TLS."""
 
-    def __init__(self, server, secret, agent, transport="udp", trust=None, patience=10):
+    def __init__(self, server, secret, agent, transport="udp", trust=None, patience=10, source=""):
         self.user, self.key, self.nonce, self.realm = *user(secret, agent), b"", REALM
         kind = socket.SOCK_DGRAM if transport == "udp" else socket.SOCK_STREAM
         self.socket = socket.socket(socket.AF_INET, kind)
         self.socket.settimeout(patience)
+        self.socket.bind((source, 0))
         self.socket.connect(server)
         if transport == "tls":
             context = ssl.create_default_context(cafile=trust)

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use crate::front::{Answer, Host, PATIENCE, host, host_with, post, request, token, token_with};
+use halfway::credentials::token::Scopes;
 
 /// An agent that asks by requests.
 struct Asker<'a> {
@@ -349,4 +350,36 @@ async fn the_simplest_form_of_all() {
     let (mut carol, _) = host.join(&token("carol"), json!({})).await;
     assert_eq!(send("/signal/carol/offer", &alice, json!({"sdp": "v=2"})).await.status, 202);
     assert_eq!(carol.hear().await["sdp"], "v=2");
+}
+
+#[tokio::test]
+async fn fresh_credentials_come_to_who_polls_and_to_who_streams() {
+    let host = host("credentials.ttl = '4s'").await;
+    let (asker, welcome) = Asker::join(&host, "alice").await;
+    let expiry =
+        |ice: &Value| ice["username"].as_str().unwrap().split(':').next().unwrap().parse::<u64>().unwrap();
+    let first = expiry(&welcome["ice"]);
+    let polled = asker.poll(0).await;
+    assert_eq!(told(&polled), [("ice".to_owned(), 0, Value::Null)]);
+    let second = expiry(&polled[0]);
+    assert!(second > first && polled[0]["iceServers"].is_array(), "{polled}");
+    // The same clock goes on, however the agent listens.
+    let mut events = asker.stream(0).await;
+    let (id, third) = events.next().await;
+    assert_eq!((id, &third["type"]), (None, &json!("ice")));
+    let (_, fourth) = events.next().await;
+    assert!(expiry(&third) > second && expiry(&fourth) > expiry(&third), "{third} {fourth}");
+}
+
+#[tokio::test]
+async fn credentials_outlive_a_token_only_once_it_is_renewed() {
+    let host = host("credentials.ttl = '1h'").await;
+    let short = token_with("alice", "main", Scopes::default(), 4);
+    let (mut alice, welcome) = host.join(&short, json!({})).await;
+    let until = |ice: &Value| ice["ttl"].as_u64().unwrap();
+    assert!(until(&welcome["ice"]) <= 4, "{welcome}");
+    let renewed = alice.ask(json!({"type": "renew", "token": token("alice")})).await;
+    assert_eq!(renewed["type"], "renewed");
+    let fresh = alice.hear().await;
+    assert_eq!((&fresh["type"], until(&fresh) > 60), (&json!("ice"), true), "{fresh}");
 }

@@ -7,15 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aws_lc_rs::rand;
-use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{
     super::{
-        Visit,
-        ice::IceList,
-        routes,
+        Visit, refresh, routes,
         switchboard::{Seat, session_id},
     },
     Credential,
@@ -63,9 +59,8 @@ enum Stage {
 struct Guest {
     seat: Seat,
     agent: Agent,
-    /// Until when the last ICE list is good, in Unix seconds.
-    ice_expires: Option<u64>,
-    ice_at: Instant,
+    /// It should have fresh ICE servers then.
+    ice_at: Option<Instant>,
     heartbeat: Duration,
     ping_at: Instant,
     /// Since the last ping.
@@ -91,14 +86,6 @@ enum Wrote {
     Enough,
     /// Nothing comes behind it.
     Farewell(Farewell),
-}
-
-/// `ice`, in the frame's form.
-#[derive(Serialize)]
-struct IceFrame<'a> {
-    r#type: &'static str,
-    #[serde(flatten)]
-    list: &'a IceList,
 }
 
 const GO_ON: ControlFlow<()> = ControlFlow::Continue(());
@@ -240,7 +227,7 @@ impl Line {
             Stage::Greeting(_, until) | Stage::Parting(until) => *until,
             Stage::Talking(guest) => {
                 let slow = self.stream.full_since().map(|since| since + self.visit.front.patience.write);
-                let next = guest.ping_at.min(guest.ice_at);
+                let next = guest.ice_at.map_or(guest.ping_at, |ice_at| guest.ping_at.min(ice_at));
                 slow.map_or(next, |slow| slow.min(next))
             }
         }
@@ -265,8 +252,8 @@ impl Line {
                     guest.ping_at = now + guest.heartbeat;
                     framing::write_ping(self.stream.outbox(desk.spare));
                 }
-                if guest.ice_at <= now {
-                    guest.push_ice(&self.visit, desk.now);
+                if guest.ice_at.is_some_and(|ice_at| ice_at <= now) {
+                    guest.ice_at = refresh::push_if_due(&self.visit, desk.now, &guest.agent, &guest.seat);
                 }
             }
             Stage::Greeting(..) | Stage::Parting(_) => {}
@@ -346,12 +333,13 @@ fn sit_down(
     let now = desk.now;
     let list = routes::ice_list(visit, &agent, now, None).ok();
     let ice = list.as_ref().and_then(|list| serde_json::value::to_raw_value(list).ok());
-    let join = Join { id: frame.id, ice: ice.as_deref().map(|ice: &RawValue| ice), fresh: session_id()? };
+    let ice_term = list.as_ref().map(|list| refresh::term(now, list));
+    let join =
+        Join { id: frame.id, ice: ice.as_deref().map(|ice: &RawValue| ice), ice_term, fresh: session_id()? };
     let seat = visit.front.switchboard.join(now, &agent, hello, join, desk.mailbox, desk.index)?;
-    let ice_expires = list.map(|list| now.unix() + list.turn_rest.ttl);
     let heartbeat = seat.tell(|hub, _| hub.heartbeat());
-    let (ice_at, ping_at) = (next_ice(now, ice_expires), now.mono + heartbeat);
-    Ok(Guest { seat, agent, ice_expires, ice_at, heartbeat, ping_at, heard: true })
+    let (ice_at, ping_at) = (ice_term.map(|term| term.renew_at), now.mono + heartbeat);
+    Ok(Guest { seat, agent, ice_at, heartbeat, ping_at, heard: true })
 }
 
 fn read<'a>(visit: &Visit, said: &Said<'a>) -> Result<Incoming<'a>, Rejected<'a>> {
@@ -366,38 +354,9 @@ impl Guest {
     fn take(&mut self, visit: &Visit, now: Now, frame: Result<Incoming<'_>, Rejected<'_>>) {
         if let Ok(Incoming { id, frame: ClientFrame::Renew { token }, .. }) = &frame {
             let token = visit.front.check(now, token);
-            if let Ok(fresh) = &token
-                && (&fresh.id, &fresh.room) == (&self.agent.id, &self.agent.room)
-            {
-                self.agent.expires = fresh.expires;
-            }
             self.seat.tell(|hub, connection| hub.renew(now, connection, *id, token));
         } else {
             self.seat.tell(|hub, connection| hub.handle(now, connection, frame));
         }
     }
-
-    /// Sends fresh credentials if they are good for longer than the old ones, and notes when to think of it again.
-    fn push_ice(&mut self, visit: &Visit, now: Now) {
-        if let (Some(old), Ok(list)) = (self.ice_expires, routes::ice_list(visit, &self.agent, now, None)) {
-            let expires = now.unix() + list.turn_rest.ttl;
-            if expires > old {
-                self.ice_expires = Some(expires);
-                let frame = serde_json::to_vec(&IceFrame { r#type: "ice", list: &list });
-                let frame = frame.expect("an ICE list is plain JSON").into();
-                self.seat.tell(|hub, connection| hub.push(now, connection, frame));
-            }
-        }
-        self.ice_at = next_ice(now, self.ice_expires);
-    }
-}
-
-/// At half the remaining life, a little earlier for some than for others.
-fn next_ice(now: Now, expires: Option<u64>) -> Instant {
-    let left = expires.map_or(86_400, |expires| expires.saturating_sub(now.unix()));
-    let mut jitter = [0];
-    // Without randomness all are asked at once: no harm is done.
-    let _ = rand::fill(&mut jitter);
-    let half = Duration::from_secs(left) / 2;
-    now.mono + (half - half / 10 * u32::from(jitter[0]) / 255).max(Duration::from_secs(1))
 }
