@@ -127,6 +127,16 @@ impl Agent {
         self.socket.send(Message::text(frame)).await.map_err(|error| error.to_string())
     }
 
+    /// The next frame that holds this.
+    pub(super) async fn hear_until(&mut self, part: &str) -> Result<String, String> {
+        loop {
+            let frame = self.hear().await?;
+            if frame.contains(part) {
+                return Ok(frame);
+            }
+        }
+    }
+
     /// The next frame. Pings are answered on the way.
     pub(super) async fn hear(&mut self) -> Result<String, String> {
         loop {

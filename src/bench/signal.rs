@@ -1,4 +1,4 @@
-//! Agents over WSS: idle, in pairs, in a room, and all back at once after their connections broke.
+//! Agents over WSS: idle, in pairs, in a room, found by their cards, and all back at once after their connections broke.
 
 use std::{
     path::PathBuf,
@@ -35,6 +35,8 @@ pub enum Run {
     Pairs,
     /// One message to everybody in a room
     Room,
+    /// Agents of one room are found by what their cards say
+    Find,
     /// All connections break, and all agents come back to their sessions
     Storm,
 }
@@ -81,6 +83,7 @@ pub fn run(load: &Load) -> Result<Report, String> {
                 Run::Idle => idle(load, &target, &mut report).await?,
                 Run::Pairs => pairs(load, &target, &mut report).await?,
                 Run::Room => room(load, &target, &mut report).await?,
+                Run::Find => find(load, &target, &mut report).await?,
                 Run::Storm => storm(load, &target, &mut report).await?,
             }
             progress("");
@@ -342,6 +345,59 @@ async fn room(load: &Load, target: &Arc<Target>, report: &mut Report) -> Result<
     listening.abort_all();
     while listening.join_next().await.is_some() {}
     Ok(())
+}
+
+/// Agents of the same skill, and of the same tag.
+const ALIKE: usize = 50;
+
+async fn find(load: &Load, target: &Arc<Target>, report: &mut Report) -> Result<(), String> {
+    let mut agents = gather(target, load.agents, load.agents).await?;
+    for (number, agent) in agents.iter_mut().enumerate() {
+        agent
+            .say(
+                serde_json::json!({"type": "update", "card": card(number, load.size), "id": number})
+                    .to_string(),
+            )
+            .await?;
+        agent.hear_until("\"delivered\"").await?;
+        progress(&format!("find: {number} cards"));
+    }
+    let Some(mut seeker) = agents.pop() else { return Ok(()) };
+    let mut listening = listen_only(agents);
+    let (mut samples, mut found, until) = (Vec::new(), 0, now() + load.time);
+    while now() < until {
+        let kind = samples.len() % load.agents.div_ceil(ALIKE);
+        let query = match samples.len() % 3 {
+            0 => serde_json::json!({"skill": format!("skill-{kind}")}),
+            1 => serde_json::json!({"tag": format!("tag-{kind}")}),
+            _ => serde_json::json!({"text": format!("speciality-{kind}")}),
+        };
+        let asked = now();
+        seeker.say(serde_json::json!({"type": "find", "query": query, "id": 0}).to_string()).await?;
+        let answer = seeker.hear_until("\"found\"").await?;
+        samples.push((now() - asked).as_micros() as u32);
+        found += answer.matches("\"agent\":").count();
+        // Within the usual limit for one agent.
+        sleep(Duration::from_millis(25)).await;
+    }
+    report.add("find", "cards", "cards", load.agents as f64, "");
+    report.add("find", "foundEach", "found each time", found as f64 / samples.len() as f64, "");
+    report.add("find", "p50Us", "answered after, p50", percentile(&mut samples, 50), "µs");
+    report.add("find", "p99Us", "answered after, p99", percentile(&mut samples, 99), "µs");
+    listening.abort_all();
+    while listening.join_next().await.is_some() {}
+    Ok(())
+}
+
+/// An A2A Agent Card of about so many bytes.
+fn card(number: usize, size: usize) -> serde_json::Value {
+    let kind = number / ALIKE;
+    serde_json::json!({
+        "protocolVersion": "0.3.0", "name": format!("Agent {number}"), "version": "1.0.0",
+        "description": format!("Does what nobody else does: speciality-{kind}. {}", "lorem ipsum ".repeat(size / 12)),
+        "capabilities": {"streaming": true}, "defaultInputModes": ["text/plain"],
+        "skills": [{"id": format!("skill-{kind}"), "name": format!("Skill {kind}"), "tags": [format!("tag-{kind}"), "bench"]}],
+    })
 }
 
 async fn storm(load: &Load, target: &Arc<Target>, report: &mut Report) -> Result<(), String> {

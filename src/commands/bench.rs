@@ -174,8 +174,11 @@ fn signal(options: &SignalOptions, config: &Config) -> Result<(), Failure> {
     let data_dir = DataDir::new(&config.data_dir);
     let is_ours = options.protocol == Protocol::Halfway;
     let keys = is_ours.then(|| config.auth.token_keys(|| data_dir.secret())).transpose()?;
-    let all =
-        if is_ours { &[Run::Idle, Run::Pairs, Run::Room, Run::Storm][..] } else { &[Run::Idle, Run::Pairs] };
+    let all = if is_ours {
+        &[Run::Idle, Run::Pairs, Run::Room, Run::Find, Run::Storm][..]
+    } else {
+        &[Run::Idle, Run::Pairs]
+    };
     if let Some(run) = options.run.iter().find(|run| !all.contains(run)) {
         return Err(Failure::Usage(format!("--run {run:?}: the server's protocol has no such thing")));
     }

@@ -1,8 +1,6 @@
 //! `GET /v1/agents`: who is in the caller's room, a page at a time.
 
 use hyper::{Request, StatusCode, body::Incoming};
-use serde::Serialize;
-use serde_json::value::RawValue;
 
 use super::{
     Visit,
@@ -10,29 +8,16 @@ use super::{
     routes::{Answer, authorised, decoded, json, json_bytes, parameter},
     websocket::may_signal,
 };
-use crate::{credentials::token::AgentId, signaling::refusal::Refusal};
+use crate::{
+    credentials::token::AgentId,
+    signaling::{refusal::Refusal, registry::Query},
+};
 
 const DEFAULT_LIMIT: usize = 100;
 const MAX_LIMIT: usize = 1000;
 
 /// Bytes of agents on a page, about.
 const MAX_PAGE: usize = 1 << 20;
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Body<'a> {
-    agents: Vec<Listed<'a>>,
-    agent_count: usize,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    next: Option<&'a AgentId>,
-}
-
-#[derive(Serialize)]
-struct Listed<'a> {
-    agent: &'a AgentId,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    card: Option<&'a RawValue>,
-}
 
 /// Where agents are.
 pub(super) const PREFIX: &str = "/v1/agents/";
@@ -70,16 +55,13 @@ fn named(request: &Request<Incoming>) -> Result<AgentId, Problem> {
 /// `GET /v1/agents`.
 pub(super) async fn list(visit: &Visit, request: &Request<Incoming>) -> Result<Answer, Problem> {
     let agent = may_signal(authorised(visit, request.headers()).await?)?;
-    for name in ["skill", "tag", "text"] {
-        if parameter(request, name)?.is_some() {
-            return Err(Problem::bad_request("skill, tag and text are not served"));
-        }
-    }
+    let [skill, tag, text] = ["skill", "tag", "text"].map(|name| parameter(request, name));
+    let query = Query::new(skill?.as_deref(), tag?.as_deref(), text?.as_deref());
+    let query = query.ok_or(Problem::bad_request("text has too many words"))?;
     let limit = asked_limit(request)?;
     let after = parameter(request, "after")?.unwrap_or_default();
-    let page = visit.front.switchboard.tell(|hub, _| hub.page(&agent.room, &after, limit, MAX_PAGE));
-    let agents = page.agents.iter().map(|(agent, card)| Listed { agent, card: card.as_deref() }).collect();
-    Ok(json(&Body { agents, agent_count: page.agent_count, next: page.next.as_ref() }))
+    let page = visit.front.switchboard.tell(|hub, _| hub.page(&agent.room, &query, &after, limit, MAX_PAGE));
+    Ok(json(&page))
 }
 
 fn asked_limit(request: &Request<Incoming>) -> Result<usize, Problem> {

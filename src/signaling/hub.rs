@@ -19,10 +19,11 @@ use super::{
         MAX_ASIDE_BYTES_BETWEEN_REQUESTS, MAX_CARD,
     },
     message::{
-        Announced, ClientFrame, Frame, FrameId, Hello, Incoming, Kind, Listed, Rejected, Resume, ServerFrame,
-        SessionId, Unnumbered, Welcome,
+        Announced, ClientFrame, Find, Found, Frame, FrameId, Hello, Incoming, Kind, Listed, Rejected, Resume,
+        ServerFrame, SessionId, Unnumbered, Welcome,
     },
     refusal::{CODES, Refusal},
+    registry::{Entry, Page, Profile, Query},
     session::{Full, Gone, Session},
 };
 use crate::{
@@ -35,6 +36,9 @@ const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
 /// Seconds over which the first tries to come back after a restart are spread.
 const RECONNECT: std::ops::RangeInclusive<u64> = 1..=10;
+
+/// Bytes of a `found` that are not the agents.
+const FOUND_FRAME: usize = 512;
 
 /// Frames of a welcome that are not the agents and the ICE list.
 const WELCOME_FRAME: usize = 1024;
@@ -65,6 +69,8 @@ pub struct Hub {
 struct Member {
     room: Room,
     card: Option<Arc<RawValue>>,
+    /// Of the card.
+    profile: Option<Box<Profile>>,
     /// Unix seconds.
     expires: u64,
     session: Session,
@@ -140,16 +146,6 @@ pub struct Counters {
     pub delivered: u64,
     /// In the order of [`CODES`].
     pub errors: [u64; CODES.len()],
-}
-
-/// One page of a room.
-#[derive(Debug)]
-pub struct Page {
-    pub agents: Vec<(AgentId, Option<Arc<RawValue>>)>,
-    /// In the whole room.
-    pub agent_count: usize,
-    /// Ask again `after` this one for more.
-    pub next: Option<AgentId>,
 }
 
 impl Hub {
@@ -241,7 +237,7 @@ impl Hub {
     /// Does what a frame of an agent with a session asks for. There is always an answer.
     pub fn ask(&mut self, now: Now, agent: &AgentId, incoming: Result<Incoming<'_>, Rejected<'_>>) -> Bytes {
         let (id, outcome) = self.perform(now, agent, incoming);
-        self.respond(id, outcome).to_bytes()
+        self.respond(id, outcome)
     }
 
     /// The same for somebody who hears no more than whether it was done.
@@ -267,7 +263,7 @@ impl Hub {
         token: Result<Agent, Refusal>,
     ) -> Bytes {
         let outcome = self.perform_renewal(now, agent, token);
-        self.respond(id, outcome).to_bytes()
+        self.respond(id, outcome)
     }
 
     /// Counts a request of an agent with a session like a frame.
@@ -455,24 +451,41 @@ impl Hub {
         self.ready.drain(..)
     }
 
-    /// At most `limit` agents of `room`, in order, beginning after `after`; at least one, then at most `bytes`.
+    /// At most `limit` of the agents of `room` that fit, in order, beginning after `after`; at least one, then `bytes` at most.
     #[must_use]
-    pub fn page(&self, room: &Room, after: &str, limit: usize, bytes: usize) -> Page {
+    pub fn page(&self, room: &Room, query: &Query, after: &str, limit: usize, bytes: usize) -> Page {
         let Some(all) = self.rooms.get(room) else {
-            return Page { agents: vec![], agent_count: 0, next: None };
+            return Page { agents: Vec::new(), agent_count: 0, next: None };
         };
-        let mut rest = all.range::<str, _>((Bound::Excluded(after), Bound::Unbounded));
-        let (mut agents, mut size) = (Vec::new(), 0);
-        for agent in rest.by_ref().take(limit) {
-            let card = self.members[agent].card.clone();
-            size += listed_size(agent, card.as_deref());
-            agents.push((agent.clone(), card));
-            if size >= bytes {
-                break;
-            }
+        if query.fits(None) {
+            let rest = all.range::<str, _>((Bound::Excluded(after), Bound::Unbounded));
+            return self.fill_page(all.len(), rest, limit, bytes);
         }
-        let next = rest.next().and_then(|_| agents.last()).map(|(agent, _)| agent.clone());
-        Page { agents, agent_count: all.len(), next }
+        let fits = |agent: &&AgentId| query.fits(self.members[*agent].profile.as_deref());
+        let fitting: Vec<_> = all.iter().filter(fits).collect();
+        let rest = fitting.iter().copied().skip_while(|agent| agent.as_str() <= after);
+        self.fill_page(fitting.len(), rest, limit, bytes)
+    }
+
+    fn fill_page<'a>(
+        &self,
+        agent_count: usize,
+        mut rest: impl Iterator<Item = &'a AgentId>,
+        limit: usize,
+        bytes: usize,
+    ) -> Page {
+        let (mut agents, mut size) = (Vec::<Entry>::new(), 0);
+        let next = rest.find(|agent| {
+            let card = self.members[*agent].card.clone();
+            size += listed_size(agent, card.as_deref());
+            let is_full = agents.len() >= limit || (size > bytes && !agents.is_empty());
+            if !is_full {
+                agents.push(Entry { agent: (*agent).clone(), card });
+            }
+            is_full
+        });
+        let next = next.and_then(|_| agents.last()).map(|last| last.agent.clone());
+        Page { agents, agent_count, next }
     }
 
     /// How often to ping.
@@ -521,6 +534,7 @@ enum Done {
     /// To so many of the room.
     Broadcast(usize),
     Pong,
+    Found(Page),
     Renewed(u64),
 }
 
@@ -568,7 +582,11 @@ impl Hub {
             }
             ClientFrame::Ping => Ok(Done::Pong),
             ClientFrame::Hello(_) => Err(Refusal::BadFrame("hello comes once".into())),
-            ClientFrame::Find => Err(Refusal::Unavailable("find is not served here")),
+            ClientFrame::Find(Find { query, after, limit }) => {
+                let (room, after) = (&self.members[agent].room, after.as_deref().unwrap_or_default());
+                let bytes = self.limits.max_frame.min(MAX_ASIDE_BYTES / 2).saturating_sub(FOUND_FRAME);
+                Ok(Done::Found(self.page(room, query, after, limit.unwrap_or(usize::MAX), bytes)))
+            }
             ClientFrame::Renew { .. } => Err(Refusal::Unavailable("renew is not served here")),
         }
     }
@@ -704,24 +722,26 @@ impl Hub {
     /// On a connection, success without an `id` is silent.
     fn answer(&mut self, now: Now, agent: &AgentId, id: Option<FrameId<'_>>, outcome: Result<Done, Refusal>) {
         if id.is_some() || !matches!(outcome, Ok(Done::Delivered | Done::Broadcast(_))) {
-            let frame = self.respond(id, outcome).to_bytes();
+            let frame = self.respond(id, outcome);
             self.push_aside(now, agent, frame);
         }
     }
 
-    fn respond<'a>(&mut self, id: Option<FrameId<'a>>, outcome: Result<Done, Refusal>) -> ServerFrame<'a> {
-        match outcome {
+    fn respond(&mut self, id: Option<FrameId<'_>>, outcome: Result<Done, Refusal>) -> Bytes {
+        let frame = match &outcome {
             Err(refusal) => {
-                self.count_refusal(&refusal);
-                ServerFrame::error(id, &refusal)
+                self.count_refusal(refusal);
+                ServerFrame::error(id, refusal)
             }
+            Ok(Done::Found(page)) => ServerFrame::Found(Found { id, page }),
             Ok(Done::Pong) => ServerFrame::Pong { id },
             Ok(Done::Renewed(expires)) => {
-                ServerFrame::Renewed { id, expires_at: std::time::UNIX_EPOCH + Duration::from_secs(expires) }
+                ServerFrame::Renewed { id, expires_at: std::time::UNIX_EPOCH + Duration::from_secs(*expires) }
             }
             Ok(Done::Delivered) => ServerFrame::Delivered { id, count: None },
-            Ok(Done::Broadcast(count)) => ServerFrame::Delivered { id, count: Some(count) },
-        }
+            Ok(Done::Broadcast(count)) => ServerFrame::Delivered { id, count: Some(*count) },
+        };
+        frame.to_bytes()
     }
 
     fn extend(&mut self, now: Now, agent: &AgentId, token: &Agent) -> Result<Done, Refusal> {
@@ -817,6 +837,7 @@ impl Hub {
         let member = Member {
             room: agent.room.clone(),
             card: card.map(|card| Arc::from(card.to_owned())),
+            profile: card.and_then(Profile::of),
             expires: agent.expires,
             session: Session::new(fresh),
             serial: self.last_session,
@@ -936,6 +957,7 @@ impl Hub {
             return;
         }
         member.card = (card.get() != "null").then(|| Arc::from(card.to_owned()));
+        member.profile = Profile::of(card);
         let updated = ServerFrame::AgentUpdated(self.listed(agent)).to_bytes();
         self.tell_room(now, agent, &updated);
     }
@@ -1038,13 +1060,13 @@ mod tests {
 
     use serde_json::{Value, json};
 
-    use super::{ConnectionId, Departure, Farewell, Hello, Hub, Join, Limits, Line, Outgoing};
+    use super::{ConnectionId, Departure, Farewell, Hello, Hub, Join, Limits, Line, Outgoing, Query};
     use crate::{
         clock::Now,
         credentials::token::{Agent, AgentId, Room, Scopes},
         signaling::{
             limits::Rate,
-            message::{self, ClientFrame, Resume, SessionId},
+            message::{self, Resume, SessionId},
             refusal::CODES,
         },
     };
@@ -1878,15 +1900,15 @@ mod tests {
         }
         play.act("e", ">", "hello room=other");
         let ids = |after: &str, limit, bytes| {
-            let page = play.hub.page(&Room::main(), after, limit, bytes);
-            let ids: Vec<_> = page.agents.iter().map(|(agent, _)| agent.as_str().to_owned()).collect();
+            let page = play.hub.page(&Room::main(), &Query::default(), after, limit, bytes);
+            let ids: Vec<_> = page.agents.iter().map(|entry| entry.agent.as_str().to_owned()).collect();
             (ids.join(""), page.next.map(|next| next.as_str().to_owned()), page.agent_count)
         };
         assert_eq!(ids("", 9, 9999), ("abcd".to_owned(), None, 4));
         assert_eq!(ids("", 2, 9999), ("ab".to_owned(), Some("b".to_owned()), 4));
         assert_eq!(ids("b", 2, 9999), ("cd".to_owned(), None, 4));
         assert_eq!(ids("", 9, 1), ("a".to_owned(), Some("a".to_owned()), 4));
-        assert_eq!(play.hub.page(&Room::parse("none").unwrap(), "", 9, 9).agent_count, 0);
+        assert_eq!(play.hub.page(&Room::parse("none").unwrap(), &Query::default(), "", 9, 9).agent_count, 0);
     }
 
     #[test]
@@ -1910,7 +1932,6 @@ mod tests {
             (counters.connections, counters.agents, counters.rooms, counters.held_bytes),
             (0, 0, 0, 0)
         );
-        assert!(matches!(message::parse(r#"{"type":"find"}"#).unwrap().frame, ClientFrame::Find));
     }
 
     /// What must be true of the hub at any time.

@@ -9,7 +9,11 @@ use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use super::{limits::MAX_CARD, refusal::Refusal};
+use super::{
+    limits::MAX_CARD,
+    refusal::Refusal,
+    registry::{Page, Query},
+};
 use crate::credentials::token::{AgentId, Room};
 
 /// Deeper JSON than any honest frame: receivers' parsers are recursive, and the small ones fall over near 1,000.
@@ -47,7 +51,7 @@ pub enum ClientFrame<'a> {
         to: Option<Cow<'a, str>>,
         body: Option<&'a RawValue>,
     },
-    Find,
+    Find(Find<'a>),
     Update {
         card: Option<&'a RawValue>,
     },
@@ -66,6 +70,16 @@ pub struct Hello<'a> {
     pub token: Option<Cow<'a, str>>,
     pub card: Option<&'a RawValue>,
     pub resume: Option<Resume>,
+}
+
+/// Whom to find in the room.
+#[derive(Debug, Default)]
+pub struct Find<'a> {
+    pub query: Query,
+    /// Those that come after this one.
+    pub after: Option<Cow<'a, str>>,
+    /// So many at most; by default as many as a frame holds.
+    pub limit: Option<usize>,
 }
 
 /// Which session to continue, and from where.
@@ -181,6 +195,12 @@ struct Members<'a> {
     resume: Option<&'a RawValue>,
     #[serde(borrow, default, deserialize_with = "present")]
     up_to: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    query: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    after: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    limit: Option<&'a RawValue>,
 }
 
 /// `null` is a value here: it ends the candidates.
@@ -214,7 +234,7 @@ impl<'a> Members<'a> {
             "iceCandidate" => self.routed(Kind::IceCandidate),
             "bye" => self.routed(Kind::Bye),
             "message" => self.routed(Kind::Message),
-            "find" => Ok(ClientFrame::Find),
+            "find" => self.find().map(ClientFrame::Find),
             "update" => self.update(),
             "received" => self.received(),
             "ping" => Ok(ClientFrame::Ping),
@@ -254,6 +274,31 @@ impl<'a> Members<'a> {
             return Err(bad(format!("{} is not {expected}", kind.member().unwrap_or_default())));
         }
         Ok(Some(body))
+    }
+
+    fn find(&self) -> Result<Find<'a>, Refusal> {
+        #[derive(Default, Deserialize)]
+        struct Asked<'a> {
+            #[serde(borrow)]
+            skill: Option<Cow<'a, str>>,
+            #[serde(borrow)]
+            tag: Option<Cow<'a, str>>,
+            #[serde(borrow)]
+            text: Option<Cow<'a, str>>,
+        }
+        let asked =
+            self.query.map(|query| serde_json::from_str::<Option<Asked<'_>>>(query.get())).transpose();
+        let asked = asked.map_err(|_| bad("query is not an object whose skill, tag and text are strings"))?;
+        let Asked { skill, tag, text: words } = asked.flatten().unwrap_or_default();
+        let query = Query::new(skill.as_deref(), tag.as_deref(), words.as_deref());
+        let limit = self.limit.map(|limit| limit.get().parse().ok().filter(|limit| *limit > 0));
+        Ok(Find {
+            query: query.ok_or_else(|| bad("the text of the query has too many words"))?,
+            after: text(self.after, "after")?,
+            limit: limit
+                .map(|limit| limit.ok_or_else(|| bad("limit is not a number above 0")))
+                .transpose()?,
+        })
     }
 
     fn update(&self) -> Result<ClientFrame<'a>, Refusal> {
@@ -338,6 +383,7 @@ pub enum ServerFrame<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         retry_after: Option<u64>,
     },
+    Found(Found<'a>),
     AgentJoined(Listed<'a>),
     AgentUpdated(Listed<'a>),
     AgentLeft {
@@ -380,6 +426,15 @@ pub struct Welcome<'a> {
     pub agent_count: usize,
     pub heartbeat: u64,
     pub limits: Announced,
+}
+
+/// Who was found.
+#[derive(Serialize)]
+pub struct Found<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<FrameId<'a>>,
+    #[serde(flatten)]
+    pub page: &'a Page,
 }
 
 /// An agent as the others see it.

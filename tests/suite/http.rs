@@ -135,6 +135,107 @@ async fn tokens_are_needed_and_good_for_their_scopes_only() {
 }
 
 #[tokio::test]
+async fn agents_are_found_by_their_cards_and_cards_are_there_to_read() {
+    let host = host("").await;
+    let a2a = json!({
+        "protocolVersion": "0.3.0", "name": "Planner", "url": "https://planner.example/a2a", "version": "1.0.0",
+        "skills": [{"id": "route", "name": "Route", "description": "Finds the way", "tags": ["maps"]}],
+    });
+    let plain = json!({"name": "Painter", "skills": ["paint"], "tags": ["art", "maps"]});
+    let (mut anna, _) = host.join(&token("anna"), json!({"card": a2a})).await;
+    let (_berta, _) = host.join(&token("berta"), json!({"card": plain})).await;
+    let (mut carl, _) = host.join(&token("carl"), json!({})).await;
+    let (_zoe, _) =
+        host.join(&token_with("zoe", "elsewhere", Scopes::default(), 60), json!({"card": a2a})).await;
+    for (query, found) in [
+        (json!({"skill": "route"}), vec!["anna"]),
+        (json!({"skill": "ROUTE", "text": "way finds"}), vec!["anna"]),
+        (json!({"tag": "maps"}), vec!["anna", "berta"]),
+        (json!({"tag": "maps", "skill": "paint"}), vec!["berta"]),
+        (json!({"text": "pa"}), vec!["berta"]),
+        (json!({"text": "nobody"}), vec![]),
+        (json!({}), vec!["anna", "berta", "carl"]),
+    ] {
+        let answer = carl.ask(json!({"type": "find", "query": query})).await;
+        assert_eq!(
+            (&answer["type"], &answer["agentCount"]),
+            (&json!("found"), &json!(found.len())),
+            "{query}"
+        );
+        let names: Vec<_> =
+            answer["agents"].as_array().unwrap().iter().map(|entry| &entry["agent"]).collect();
+        assert_eq!(names, found, "{query}");
+        let path: String = query
+            .as_object()
+            .unwrap()
+            .iter()
+            .map(|(key, value)| format!("&{key}={}", value.as_str().unwrap().replace(' ', "%20")))
+            .collect();
+        let listed =
+            host.get(&format!("/v1/agents?{}", path.trim_start_matches('&')), &token("carl")).await.json();
+        assert_eq!((&listed["agents"], &listed["agentCount"]), (&answer["agents"], &answer["agentCount"]));
+    }
+    let page = carl.ask(json!({"type": "find", "query": {"tag": "maps"}, "limit": 1})).await;
+    assert_eq!(
+        (&page["agentCount"], &page["next"], &page["agents"][0]["card"]),
+        (&json!(2), &json!("anna"), &a2a)
+    );
+    let page = carl.ask(json!({"type": "find", "query": {"tag": "maps"}, "limit": 1, "after": "anna"})).await;
+    assert_eq!((&page["agents"][0]["agent"], &page["next"]), (&json!("berta"), &Value::Null));
+    for bad in [json!({"query": []}), json!({"query": {"tag": 7}}), json!({"limit": 0}), json!({"after": 1})]
+    {
+        let mut frame = bad.clone();
+        frame["type"] = "find".into();
+        assert_eq!(carl.ask(frame).await["code"], "badFrame", "{bad}");
+    }
+    // Its card as it is, for its room alone.
+    let card = |agent: &str| {
+        let path = format!("/v1/agents/{agent}");
+        let host = &host;
+        async move { host.get(&path, &token("carl")).await }
+    };
+    assert_eq!(card("anna").await.json(), a2a);
+    for nobody in ["carl", "zoe", "nobody"] {
+        assert_eq!(card(nobody).await.problem(), (404, "peerUnavailable".into()), "{nobody}");
+    }
+    // Presence brings it along, and another one is found at once.
+    anna.say(json!({"type": "update", "card": {"skills": ["swim"]}})).await;
+    assert_eq!(
+        carl.hear().await,
+        json!({"type": "agentUpdated", "agent": "anna", "card": {"skills": ["swim"]}})
+    );
+    assert_eq!(carl.ask(json!({"type": "find", "query": {"skill": "swim"}})).await["agentCount"], 1);
+    assert_eq!(carl.ask(json!({"type": "find", "query": {"skill": "route"}})).await["agentCount"], 0);
+}
+
+#[tokio::test]
+async fn who_is_found_fits_a_frame() {
+    let host = host("signaling = { max_frame = 4096, presence_limit = 2 }").await;
+    let mut all = Vec::new();
+    for number in 0..8 {
+        let card = json!({"tags": ["big"], "description": "x".repeat(900)});
+        all.push(host.join(&token(&format!("agent-{number}")), json!({"card": card})).await.0);
+    }
+    let (mut found, mut after) = (Vec::new(), Value::Null);
+    loop {
+        let mut find = json!({"type": "find", "query": {"tag": "big"}});
+        if after.is_string() {
+            find["after"] = after;
+        }
+        let page = all[7].ask(find).await;
+        assert!(page.to_string().len() <= 4_096 && page["agentCount"] == 8, "{page}");
+        let agents = page["agents"].as_array().unwrap();
+        assert!((1..8).contains(&agents.len()));
+        found.extend(agents.iter().map(|entry| entry["agent"].clone()));
+        after = page["next"].clone();
+        if after.is_null() {
+            break;
+        }
+    }
+    assert_eq!(found, (0..8).map(|number| json!(format!("agent-{number}"))).collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn the_room_is_listed_in_pages() {
     let host = host("").await;
     let mut clients = Vec::new();
@@ -160,7 +261,7 @@ async fn the_room_is_listed_in_pages() {
         "/v1/agents?limit=x",
         "/v1/agents?limit=",
         "/v1/agents?after=%ff",
-        "/v1/agents?tag=x",
+        "/v1/agents?text=a+a%20a%20a%20a%20a%20a%20a%20a%20a%20a%20a%20a%20a%20a%20a%20a%20a",
     ] {
         assert_eq!(list(bad).await.problem(), (400, "badRequest".into()), "{bad}");
     }

@@ -14,6 +14,7 @@ use halfway::{
         limits::Limits,
         message::{self, Hello, Resume, SessionId},
         refusal::CODES,
+        registry::Query,
     },
 };
 use serde_json::{Value, json, value::to_raw_value};
@@ -489,8 +490,9 @@ impl World {
         let open = self.lines.values().filter(|line| !line.closed).count();
         assert_eq!((counters.agents, counters.connections), (model.members.len(), open));
         for room in ROOMS {
-            let page = self.hub.page(&Room::parse(room).unwrap(), "", EVERYTHING, EVERYTHING);
-            assert!(page.agents.iter().map(|(agent, _)| agent.as_str()).eq(model.room(room).map(|m| *m.0)));
+            let page =
+                self.hub.page(&Room::parse(room).unwrap(), &Query::default(), "", EVERYTHING, EVERYTHING);
+            assert!(page.agents.iter().map(|entry| entry.agent.as_str()).eq(model.room(room).map(|m| *m.0)));
         }
         self.wake();
         for who in AGENTS {
