@@ -48,7 +48,8 @@ const WELCOME_FRAME: usize = 1024;
 pub struct Hub {
     limits: Limits,
     members: HashMap<AgentId, Member>,
-    rooms: HashMap<Room, BTreeSet<AgentId>>,
+    /// With what each agent is found by: a search goes through a whole room, and looks nowhere else.
+    rooms: HashMap<Room, BTreeMap<AgentId, Option<Profile>>>,
     connections: HashMap<ConnectionId, Line>,
     /// One for each member.
     deadlines: BTreeSet<(Instant, AgentId)>,
@@ -69,8 +70,6 @@ pub struct Hub {
 struct Member {
     room: Room,
     card: Option<Arc<RawValue>>,
-    /// Of the card.
-    profile: Option<Box<Profile>>,
     /// Unix seconds.
     expires: u64,
     session: Session,
@@ -459,10 +458,10 @@ impl Hub {
         };
         if query.fits(None) {
             let rest = all.range::<str, _>((Bound::Excluded(after), Bound::Unbounded));
-            return self.fill_page(all.len(), rest, limit, bytes);
+            return self.fill_page(all.len(), rest.map(|(agent, _)| agent), limit, bytes);
         }
-        let fits = |agent: &&AgentId| query.fits(self.members[*agent].profile.as_deref());
-        let fitting: Vec<_> = all.iter().filter(fits).collect();
+        let fitting = all.iter().filter(|(_, profile)| query.fits(profile.as_ref()));
+        let fitting: Vec<_> = fitting.map(|(agent, _)| agent).collect();
         let rest = fitting.iter().copied().skip_while(|agent| agent.as_str() <= after);
         self.fill_page(fitting.len(), rest, limit, bytes)
     }
@@ -837,7 +836,6 @@ impl Hub {
         let member = Member {
             room: agent.room.clone(),
             card: card.map(|card| Arc::from(card.to_owned())),
-            profile: card.and_then(Profile::of),
             expires: agent.expires,
             session: Session::new(fresh),
             serial: self.last_session,
@@ -851,7 +849,8 @@ impl Hub {
             bucket: Bucket::new(now.mono),
         };
         self.members.insert(agent.id.clone(), member);
-        self.rooms.entry(agent.room.clone()).or_default().insert(agent.id.clone());
+        let profile = card.and_then(Profile::of);
+        self.rooms.entry(agent.room.clone()).or_default().insert(agent.id.clone(), profile);
         self.set_deadline(now, &agent.id);
         let joined = ServerFrame::AgentJoined(self.listed(&agent.id)).to_bytes();
         self.tell_room(now, &agent.id, &joined);
@@ -868,7 +867,7 @@ impl Hub {
         let everybody = &self.rooms[&agent.room];
         let mut size = 0;
         let agents = everybody
-            .iter()
+            .keys()
             .filter(|other| **other != agent.id)
             .take(self.limits.presence_limit)
             .map(|other| self.listed(other))
@@ -957,7 +956,8 @@ impl Hub {
             return;
         }
         member.card = (card.get() != "null").then(|| Arc::from(card.to_owned()));
-        member.profile = Profile::of(card);
+        let room = member.room.clone();
+        self.rooms.get_mut(&room).expect("its room is there").insert(agent.clone(), Profile::of(card));
         let updated = ServerFrame::AgentUpdated(self.listed(agent)).to_bytes();
         self.tell_room(now, agent, &updated);
     }
@@ -1006,7 +1006,7 @@ impl Hub {
 
     fn others(&self, agent: &AgentId) -> Vec<AgentId> {
         let everybody = &self.rooms[&self.members[agent].room];
-        everybody.iter().filter(|other| *other != agent).cloned().collect()
+        everybody.keys().filter(|other| *other != agent).cloned().collect()
     }
 
     fn is_crowded(&self, room: &Room) -> bool {
@@ -1940,7 +1940,7 @@ mod tests {
         let mut in_rooms = 0;
         for (room, everybody) in &hub.rooms {
             assert!(!everybody.is_empty());
-            assert!(everybody.iter().all(|agent| hub.members[agent].room == *room));
+            assert!(everybody.keys().all(|agent| hub.members[agent].room == *room));
             in_rooms += everybody.len();
         }
         assert_eq!(in_rooms, hub.members.len());

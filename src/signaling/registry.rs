@@ -3,8 +3,9 @@
 //! A card is anything; of it, `name`, `description`, `tags` and `skills` are looked at. A skill is a string or, as in an A2A
 //! Agent Card, an object with `id`, `name`, `description` and `tags`. Case makes no difference.
 
-use std::{fmt::Write, sync::Arc};
+use std::sync::Arc;
 
+use memchr::memmem::Finder;
 use serde::{Serialize, Serializer};
 use serde_json::{Value, value::RawValue};
 
@@ -17,23 +18,26 @@ const MAX_TEXT: usize = 2_048;
 /// Words of one search.
 pub const MAX_WORDS: usize = 16;
 
-/// What is searched of one card, in lower case.
+/// What is searched of one card, in lower case: in one piece of memory, for there may be many.
 #[derive(Debug)]
 pub struct Profile {
-    /// Ids and names.
-    skills: Vec<Box<str>>,
-    tags: Vec<Box<str>>,
-    /// All of it, a line each.
-    text: Box<str>,
+    /// Ids and names of skills, then tags, each between marks; then all texts, a line each.
+    all: Box<str>,
+    /// Where the texts begin.
+    texts: usize,
 }
 
+/// Around what is compared whole. No text holds them.
+const SKILL: char = '\u{1}';
+const TAG: char = '\u{2}';
+
 /// Whom to find: all that is given must fit.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Query {
-    skill: Option<String>,
-    tag: Option<String>,
-    /// Each of which is somewhere in the text.
-    words: Vec<String>,
+    /// In their marks.
+    whole: Vec<Finder<'static>>,
+    /// Each of which is somewhere in the texts.
+    words: Vec<Finder<'static>>,
 }
 
 /// Agents of a room, in order.
@@ -64,60 +68,78 @@ impl Query {
     /// What is `None`, or empty, is not asked for. `None` when there are more than [`MAX_WORDS`] words.
     #[must_use]
     pub fn new(skill: Option<&str>, tag: Option<&str>, text: Option<&str>) -> Option<Self> {
-        let asked =
-            |text: Option<&str>| text.map(str::trim).filter(|text| !text.is_empty()).map(str::to_lowercase);
-        let words: Vec<_> = text.unwrap_or_default().split_whitespace().map(str::to_lowercase).collect();
-        (words.len() <= MAX_WORDS).then(|| Self { skill: asked(skill), tag: asked(tag), words })
+        let finder = |needle: &str| Finder::new(needle).into_owned();
+        let asked = [(skill, SKILL), (tag, TAG)].map(|(asked, mark)| {
+            let asked = lowered(asked.unwrap_or_default());
+            (!asked.is_empty()).then(|| finder(&format!("{mark}{asked}{mark}")))
+        });
+        let words: Vec<_> =
+            text.unwrap_or_default().split_whitespace().map(|word| finder(&lowered(word))).collect();
+        let whole = asked.into_iter().flatten().collect();
+        (words.len() <= MAX_WORDS).then_some(Self { whole, words })
     }
 
     /// Whether an agent with such a card is meant.
     #[must_use]
     pub fn fits(&self, profile: Option<&Profile>) -> bool {
-        let Some(profile) = profile else { return *self == Self::default() };
-        let among = |wanted: &Option<String>, all: &[Box<str>]| {
-            wanted.as_deref().is_none_or(|wanted| all.iter().any(|one| **one == *wanted))
+        let Some(Profile { all, texts }) = profile else {
+            return self.whole.is_empty() && self.words.is_empty();
         };
-        among(&self.skill, &profile.skills)
-            && among(&self.tag, &profile.tags)
-            && self.words.iter().all(|word| profile.text.contains(&**word))
+        let (whole, texts) = all.as_bytes().split_at(*texts);
+        let is_in = |text, needles: &[Finder<'_>]| needles.iter().all(|needle| needle.find(text).is_some());
+        is_in(whole, &self.whole) && is_in(texts, &self.words)
     }
 }
 
 impl Profile {
     /// `None` where there is nothing to be found by.
     #[must_use]
-    pub fn of(card: &RawValue) -> Option<Box<Self>> {
-        let card: Value = serde_json::from_str(card.get()).ok()?;
-        let skills = card["skills"].as_array().into_iter().flatten();
-        let (mut names, mut tags, mut text) = (Vec::new(), strings(&card["tags"]), String::new());
-        add(&mut text, [&card["name"], &card["description"]]);
-        for skill in skills {
-            let own: Vec<_> = [skill, &skill["id"], &skill["name"]].into_iter().filter_map(lowered).collect();
-            own.iter().for_each(|name| add_line(&mut text, name));
-            names.extend(own);
-            add(&mut text, [&skill["description"]]);
-            tags.extend(strings(&skill["tags"]));
-        }
-        tags.iter().for_each(|tag| add_line(&mut text, tag));
-        text.truncate(text.floor_char_boundary(MAX_TEXT));
-        (!text.is_empty()).then(|| Box::new(Self { skills: names, tags, text: text.into() }))
+    pub fn of(card: &RawValue) -> Option<Self> {
+        let card: Card = serde_json::from_str::<Value>(card.get()).ok().as_ref().map(Card::of)?;
+        let marked = |mark: char| move |name: &String| format!("{mark}{name}{mark}");
+        let skills = card.skills.iter().map(marked(SKILL));
+        let mut all: String = skills.chain(card.tags.iter().map(marked(TAG))).collect();
+        let mut lines = card.texts;
+        lines.extend(card.skills.into_iter().chain(card.tags));
+        let text = lines.join("\n");
+        let texts = all.len();
+        all.push_str(&text[..text.floor_char_boundary(MAX_TEXT)]);
+        (!all.is_empty()).then(|| Self { all: all.into(), texts })
     }
 }
 
-fn lowered(value: &Value) -> Option<Box<str>> {
-    value.as_str().map(|text| text.trim().to_lowercase().into())
+/// What a card says that is of interest, in lower case.
+#[derive(Default)]
+struct Card {
+    skills: Vec<String>,
+    tags: Vec<String>,
+    texts: Vec<String>,
 }
 
-fn strings(list: &Value) -> Vec<Box<str>> {
-    list.as_array().into_iter().flatten().filter_map(lowered).collect()
+impl Card {
+    fn of(json: &Value) -> Self {
+        let mut card = Self { tags: strings(list(&json["tags"])), ..Self::default() };
+        card.texts = strings([&json["name"], &json["description"]]);
+        for skill in list(&json["skills"]) {
+            card.skills.extend(strings([skill, &skill["id"], &skill["name"]]));
+            card.texts.extend(strings([&skill["description"]]));
+            card.tags.extend(strings(list(&skill["tags"])));
+        }
+        card
+    }
 }
 
-fn add<'a>(text: &mut String, values: impl IntoIterator<Item = &'a Value>) {
-    values.into_iter().filter_map(lowered).for_each(|value| add_line(text, &value));
+fn list(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
 }
 
-fn add_line(text: &mut String, line: &str) {
-    let _ = writeln!(text, "{line}");
+/// Those that are any.
+fn strings<'a>(values: impl IntoIterator<Item = &'a Value>) -> Vec<String> {
+    values.into_iter().filter_map(Value::as_str).map(lowered).collect()
+}
+
+fn lowered(text: &str) -> String {
+    text.trim().chars().filter(|c| !matches!(*c, SKILL | TAG)).flat_map(char::to_lowercase).collect()
 }
 
 #[cfg(test)]
@@ -128,7 +150,7 @@ mod tests {
 
     fn found(card: &serde_json::Value, skill: &str, tag: &str, text: &str) -> bool {
         let profile = Profile::of(&to_raw_value(card).unwrap());
-        Query::new(Some(skill), Some(tag), Some(text)).unwrap().fits(profile.as_deref())
+        Query::new(Some(skill), Some(tag), Some(text)).unwrap().fits(profile.as_ref())
     }
 
     #[test]
