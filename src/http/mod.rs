@@ -44,6 +44,7 @@ mod agents; // who is in the room
 mod body; // an answer at once, or event by event
 pub mod ice; // ICE server lists: pure, so that `halfway ice` prints the same
 pub mod origin; // which web pages may use us
+mod peerjs; // the paths of the PeerJS server
 pub mod problem; // errors as application/problem+json
 mod refresh; // fresh ICE servers for agents that stay
 mod routes; // paths, methods, tokens
@@ -87,6 +88,8 @@ pub struct Terms {
     /// The keys of an outside issuer.
     jwks: Option<Arc<Jwks>>,
     lives: Lives,
+    /// Clients of PeerJS are served.
+    peerjs: bool,
 }
 
 impl Terms {
@@ -102,7 +105,7 @@ impl Terms {
         let max_frame = config.signaling.max_frame;
         let origins = Origins::new(&config.http.allowed_origins);
         let lives = Lives { users: config.credentials.max_ttl, tokens: config.auth.max_ttl };
-        Self { tokens, turn, ice, max_frame, origins, jwks, lives }
+        Self { tokens, turn, ice, max_frame, origins, jwks, lives, peerjs: config.signaling.peerjs }
     }
 }
 

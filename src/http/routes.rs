@@ -15,7 +15,7 @@ use super::{
     Visit, agents,
     body::Body,
     ice::{self, IceList},
-    origin,
+    origin, peerjs,
     problem::Problem,
     signal, websocket,
 };
@@ -48,6 +48,8 @@ enum Route {
     Send(Kind),
     /// The same, where it is taken.
     Take(Kind),
+    /// `/peerjs…`
+    PeerJs(peerjs::Asked),
 }
 
 impl Route {
@@ -61,6 +63,9 @@ impl Route {
     fn of_agent(path: &str) -> Option<Self> {
         if path.strip_prefix(agents::PREFIX).is_some_and(|agent| !agent.is_empty() && !agent.contains('/')) {
             return Some(Self::Agent);
+        }
+        if let Some(asked) = peerjs::Asked::of(path) {
+            return Some(Self::PeerJs(asked));
         }
         let [agent, what] = path.strip_prefix("/signal/")?.split('/').collect::<Vec<_>>()[..] else {
             return None;
@@ -161,8 +166,31 @@ async fn route(
         Route::WebSocket => websocket::upgrade(visit, &mut request, accepted).await,
         Route::Signal if *request.method() == Method::POST => signal::post(visit, request).await,
         Route::Signal => signal::get(visit, request).await,
+        Route::PeerJs(asked) => peerjs(visit, &mut request, accepted, asked).await,
         Route::Send(kind) => signal::send(visit, request, kind).await,
         Route::Take(kind) => signal::take(visit, &request, kind).await,
+    }
+}
+
+/// Where it is not configured, nothing is there.
+async fn peerjs(
+    visit: &Visit,
+    request: &mut Request<Incoming>,
+    accepted: &mpsc::Sender<websocket::Upgrade>,
+    asked: peerjs::Asked,
+) -> Result<Answer, Problem> {
+    if !visit.front.terms().peerjs {
+        return Err(Problem::not_found());
+    }
+    let upgrades = request.headers().contains_key(header::UPGRADE);
+    match asked {
+        peerjs::Asked::Socket { or_about } if upgrades || !or_about => {
+            websocket::upgrade_peer(visit, request, accepted).await
+        }
+        peerjs::Asked::About | peerjs::Asked::Socket { .. } => Ok(peerjs::about()),
+        peerjs::Asked::Id => peerjs::id(),
+        peerjs::Asked::Peers => peerjs::peers(visit, request).await,
+        peerjs::Asked::Keyless => Err(peerjs::keyless()),
     }
 }
 

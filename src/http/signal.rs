@@ -105,7 +105,7 @@ fn sit_down(
     let ice = list.as_ref().and_then(|list| serde_json::value::to_raw_value(list).ok());
     let fresh = session_id().map_err(|refusal| Problem::from(&refusal))?;
     let ice_term = list.as_ref().map(|list| refresh::term(now, list));
-    let join = Join { id, ice: ice.as_deref(), ice_term, fresh };
+    let join = Join { id, ice: ice.as_deref(), ice_term, fresh, ends_with_bye: false };
     let joined = visit.front.switchboard.join_by_request(agent, hello, join);
     joined.map_err(|refusal| Problem::from(&refusal))
 }

@@ -84,6 +84,8 @@ struct Member {
     gone_at: Option<Instant>,
     deadline: Instant,
     ice_term: Option<IceTerm>,
+    /// To whom and from whom there were messages, if they are to be told `bye` at its end.
+    correspondents: Option<BTreeSet<AgentId>>,
     /// Its place among the keepers.
     keeper: Option<u64>,
     bucket: Bucket,
@@ -128,6 +130,8 @@ impl Outgoing<Frame<'_>> {
 pub enum Departure {
     /// The agent said goodbye: its session ends.
     Left,
+    /// The same, but what it has with others goes on without us.
+    LeftQuietly,
     /// The connection broke: its session waits.
     Dropped,
 }
@@ -251,6 +255,14 @@ impl Hub {
     ) -> Result<(), Refusal> {
         let (_, outcome) = self.perform(now, agent, incoming);
         outcome.map(|_| ()).inspect_err(|refusal| self.count_refusal(refusal))
+    }
+
+    /// Does what a frame asks for that was [charged](Self::charge) before.
+    ///
+    /// # Errors
+    /// When it was not done.
+    pub fn forward(&mut self, now: Now, agent: &AgentId, incoming: &Incoming<'_>) -> Result<(), Refusal> {
+        self.carry_out(now, agent, incoming).map(|_| ()).inspect_err(|refusal| self.count_refusal(refusal))
     }
 
     /// What [`Self::ask`] does, for a `renew`.
@@ -378,6 +390,22 @@ impl Hub {
         self.counters.errors[place.expect("every refusal has one of the codes")] += 1;
     }
 
+    /// How to continue an agent's session without anything that was written before: `None` if it has none in the room.
+    #[must_use]
+    pub fn continuation(&self, agent: &Agent) -> Option<Resume> {
+        let member = self.members.get(&agent.id).filter(|member| member.room == agent.room)?;
+        Some(Resume {
+            session: member.session.id().as_str().to_owned(),
+            after: member.session.written_up_to(),
+        })
+    }
+
+    /// Whether an agent of the room is here, or expected back.
+    #[must_use]
+    pub fn is_present(&self, room: &Room, agent: &str) -> bool {
+        self.members.get(agent).is_some_and(|member| member.room == *room)
+    }
+
     /// The card of an agent in the room, if there is one.
     #[must_use]
     pub fn card(&self, room: &Room, agent: &AgentId) -> Option<Arc<RawValue>> {
@@ -393,7 +421,10 @@ impl Hub {
     pub fn leave(&mut self, now: Now, connection: ConnectionId, departure: Departure) {
         let Some(Line::Live(agent)) = self.connections.remove(&connection) else { return };
         let stays = self.members[&agent].by_request || !self.limits.resume_window.is_zero();
-        if departure == Departure::Left || !stays {
+        if departure == Departure::LeftQuietly {
+            self.member(&agent).correspondents = None;
+        }
+        if departure != Departure::Dropped || !stays {
             self.end(now, &agent, None);
         } else {
             self.detach(now, &agent);
@@ -516,6 +547,8 @@ pub struct Join<'a> {
     pub ice_term: Option<IceTerm>,
     /// The session's name if it is a new one.
     pub fresh: SessionId,
+    /// Its correspondents are told `bye` when its session ends, for it cannot say so itself.
+    pub ends_with_bye: bool,
 }
 
 /// How long an agent's ICE servers are good.
@@ -565,6 +598,10 @@ impl Hub {
 
     fn obey(&mut self, now: Now, agent: &AgentId, incoming: &Incoming<'_>) -> Result<Done, Refusal> {
         self.spend(now, agent)?;
+        self.carry_out(now, agent, incoming)
+    }
+
+    fn carry_out(&mut self, now: Now, agent: &AgentId, incoming: &Incoming<'_>) -> Result<Done, Refusal> {
         if incoming.from.as_ref().is_some_and(|from| *from != agent.as_str()) {
             return Err(Refusal::BadFrame("from is not you".into()));
         }
@@ -623,6 +660,7 @@ impl Hub {
             self.release(from, &to);
         }
         self.deliver(&to, frame)?;
+        self.note_correspondents(from, &to);
         if describes {
             self.introduce(from, &to);
         } else if kind == Kind::Bye {
@@ -631,6 +669,27 @@ impl Hub {
             self.member(&to).introduced.retain(|introduced| *introduced != serial);
         }
         Ok(Done::Delivered)
+    }
+
+    /// For those who are told of its end.
+    fn note_correspondents(&mut self, from: &AgentId, to: &AgentId) {
+        for (own, other) in [(from, to), (to, from)] {
+            if let Some(correspondents) = &mut self.member(own).correspondents
+                && correspondents.len() < INTRODUCED
+            {
+                correspondents.insert(other.clone());
+            }
+        }
+    }
+
+    /// Tells the correspondents of an agent whose session ends, if they are still here and have room.
+    fn say_bye(&mut self, agent: &AgentId) {
+        let room = self.members[agent].room.clone();
+        for other in self.member(agent).correspondents.take().into_iter().flatten() {
+            if self.members.get(&other).is_some_and(|member| member.room == room) {
+                let _ = self.deliver(&other, Unnumbered::new(Kind::Bye, agent, Some(&other), None));
+            }
+        }
     }
 
     fn broadcast(&mut self, from: &AgentId, kind: Kind, body: Option<&RawValue>) -> Result<Done, Refusal> {
@@ -794,7 +853,11 @@ impl Hub {
             self.start(now, agent, hello.card, join.fresh, connection);
             self.member(&agent.id).bucket = bucket;
         }
-        self.member(&agent.id).ice_term = join.ice_term;
+        let member = self.member(&agent.id);
+        member.ice_term = join.ice_term;
+        if join.ends_with_bye {
+            member.correspondents.get_or_insert_default();
+        }
         self.welcome(agent, resumed, join.id, join.ice)
     }
 
@@ -845,6 +908,7 @@ impl Hub {
             gone_at: None,
             deadline: now.mono,
             ice_term: None,
+            correspondents: None,
             keeper: None,
             bucket: Bucket::new(now.mono),
         };
@@ -926,6 +990,10 @@ impl Hub {
     fn end(&mut self, now: Now, agent: &AgentId, farewell: Option<Farewell>) {
         if !self.members.contains_key(agent) {
             return;
+        }
+        // When only its token is over, or it begins anew, its connections with others live on.
+        if matches!(farewell, None | Some(Farewell::Revoked)) {
+            self.say_bye(agent);
         }
         self.tell_room(now, agent, &ServerFrame::AgentLeft { agent }.to_bytes());
         let member = self.members.remove(agent).expect("just seen");
@@ -1198,7 +1266,7 @@ mod tests {
                 self.now(),
                 &agent,
                 &hello,
-                Join { id: None, ice: None, ice_term: None, fresh },
+                Join { id: None, ice: None, ice_term: None, fresh, ends_with_bye: false },
                 0,
             ) {
                 Ok(connection) => {

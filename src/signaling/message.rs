@@ -130,7 +130,7 @@ impl Kind {
 /// When it is not a frame of the protocol, or one of its parts is too large.
 pub fn parse(frame: &str) -> Result<Incoming<'_>, Rejected<'_>> {
     let nameless = |why| Rejected { id: None, refusal: bad(why) };
-    if is_deeper_than(MAX_DEPTH, frame.as_bytes()) {
+    if is_too_deep(frame.as_bytes()) {
         return Err(nameless("the frame is nested too deeply"));
     }
     // An array would be taken for the members in their order.
@@ -147,8 +147,9 @@ fn bad(why: impl Into<Cow<'static, str>>) -> Refusal {
     Refusal::BadFrame(why.into())
 }
 
-/// Counts brackets outside strings, where there are so many at all.
-fn is_deeper_than(limit: usize, json: &[u8]) -> bool {
+/// Whether it is nested deeper than any honest frame: counts brackets outside strings, where there are so many at all.
+pub(super) fn is_too_deep(json: &[u8]) -> bool {
+    let limit = MAX_DEPTH;
     // Honest frames end here; without a branch, the count takes a fraction of the time of what follows.
     let opening: usize =
         json.iter().map(|byte| usize::from(*byte == b'{') + usize::from(*byte == b'[')).sum();

@@ -90,6 +90,12 @@ impl Session {
         &self.id
     }
 
+    /// The last number that was written, as far as replay goes.
+    #[must_use]
+    pub fn written_up_to(&self) -> u64 {
+        self.written_up_to
+    }
+
     /// Bytes held for delivery and replay.
     #[must_use]
     pub fn held_bytes(&self) -> usize {

@@ -164,11 +164,11 @@ def console(command, home):
 
 
 class Pages:
-    """Serves the browser example over HTTPS: run as `python agents.py CERT KEY PORT ADDRESS…`."""
+    """Serves an example of pages over HTTPS: run as `python agents.py EXAMPLE CERT KEY PORT ADDRESS…`."""
 
-    def __init__(self, appliance, namespace=None, addresses=(PUBLIC[4],)):
+    def __init__(self, appliance, namespace=None, addresses=(PUBLIC[4],), example="browser"):
         certs, port = appliance.certs, urllib.parse.urlsplit(appliance.pages).port or 443
-        serve = "python3", __file__, certs / "cert.pem", certs / "key.pem", port, *addresses
+        serve = "python3", __file__, example, certs / "cert.pem", certs / "key.pem", port, *addresses
         command = (namespace or appliance.namespace).command(*serve)
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         self.process.stdout.readline()
@@ -181,8 +181,8 @@ class Pages:
         self.process.wait()
 
 
-def serve_pages(certificate, key, port, *addresses):
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=EXAMPLES / "browser")
+def serve_pages(example, certificate, key, port, *addresses):
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=EXAMPLES / example)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     for address in addresses:

@@ -334,7 +334,16 @@ impl Host {
         stream: TlsStream<TcpStream>,
         headers: &[(header::HeaderName, &str)],
     ) -> Result<Client, tokio_websockets::Error> {
-        let uri = format!("wss://localhost:{}/v1/ws", self.public.port());
+        self.knock_at(stream, "/v1/ws", headers).await
+    }
+
+    pub async fn knock_at(
+        &self,
+        stream: TlsStream<TcpStream>,
+        path: &str,
+        headers: &[(header::HeaderName, &str)],
+    ) -> Result<Client, tokio_websockets::Error> {
+        let uri = format!("wss://localhost:{}{path}", self.public.port());
         let mut builder = ClientBuilder::new().uri(&uri).unwrap();
         for (name, value) in headers {
             builder = builder.add_header(name.clone(), value.parse().unwrap()).unwrap();

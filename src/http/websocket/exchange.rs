@@ -312,6 +312,7 @@ impl Lines {
         if self.restarting {
             self.attend(now, index, Line::restart);
         }
+        self.attend(now, index, Line::open);
         self.attend(now, index, |line, desk| line.hear(desk, &mut read));
         // What came with the handshake has been read already, and nobody will say so again.
         self.line_is_ready(now, index);

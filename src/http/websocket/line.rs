@@ -17,6 +17,7 @@ use super::{
     Credential,
     exchange::{Arrival, Mailbox},
     framing::{self, Decoder, Said},
+    peer::{self, Peer},
 };
 use crate::{
     clock::Now,
@@ -27,6 +28,7 @@ use crate::{
         farewell::Farewell,
         hub::{ConnectionId, Departure, Join, Outgoing},
         message::{ClientFrame, Frame, Hello, Incoming, Rejected, ServerFrame},
+        peerjs::{self, Translated, error},
         refusal::Refusal,
     },
     stream::{Flushed, Spare, Stream},
@@ -65,6 +67,8 @@ struct Guest {
     ping_at: Instant,
     /// Since the last ping.
     heard: bool,
+    /// It speaks PeerJS.
+    peer: Option<Box<Peer>>,
 }
 
 /// What a thread lends to the line that it attends to.
@@ -128,6 +132,26 @@ impl Line {
         }
     }
 
+    /// A client of PeerJS says no hello: what there was to say was in its request.
+    pub(super) fn open(&mut self, desk: &mut Desk<'_>) -> ControlFlow<()> {
+        let Stage::Greeting(Credential::Peer(credential), _) = &self.stage else { return GO_ON };
+        let seated = match credential {
+            Ok(agent) => sit_down_as_peer(&self.visit, desk, agent).map_err(|refusal| {
+                self.visit.front.switchboard.tell(|hub, _| hub.count_refusal(&refusal));
+                error(&refusal.to_string())
+            }),
+            Err(text) => Err(text.clone()),
+        };
+        match seated {
+            Ok(guest) => self.stage = Stage::Talking(Box::new(guest)),
+            Err(text) => {
+                write_text(self.stream.outbox(desk.spare), &text);
+                self.part(desk, 1008, "");
+            }
+        }
+        GO_ON
+    }
+
     /// Hears what the client sent.
     pub(super) fn hear(&mut self, desk: &mut Desk<'_>, bytes: &mut [u8]) -> ControlFlow<()> {
         // Up to twice the limit a frame is read and refused by name; beyond it the connection is closed.
@@ -148,7 +172,9 @@ impl Line {
         match (said, &mut self.stage) {
             (Said::Close(code), stage) => {
                 if let Stage::Talking(guest) = stage {
-                    guest.seat.departure = Departure::Left;
+                    // `peer.disconnect()` of PeerJS gives no code, and keeps the connections with others.
+                    let is_quiet = guest.peer.is_some() && code.is_none();
+                    guest.seat.departure = if is_quiet { Departure::LeftQuietly } else { Departure::Left };
                 }
                 // Ours is the answer, unless it came first.
                 if !matches!(stage, Stage::Parting(_)) {
@@ -161,7 +187,17 @@ impl Line {
             (Said::Text(_) | Said::Binary, Stage::Greeting(..)) => return self.greet(desk, said),
             (Said::Text(_) | Said::Binary, Stage::Talking(guest)) => {
                 *desk.frames += 1;
-                guest.take(&self.visit, desk.now, read(&self.visit, said));
+                let Some(peer) = &mut guest.peer else {
+                    guest.take(&self.visit, desk.now, read(&self.visit, said));
+                    return GO_ON;
+                };
+                let answer = peer.listen_to(&self.visit, desk.now, &guest.seat, said);
+                let out = self.stream.outbox(desk.spare);
+                answer.texts.iter().for_each(|text| write_text(out, text));
+                if answer.leaves {
+                    guest.seat.departure = Departure::Left;
+                    self.part(desk, 1000, "");
+                }
             }
         }
         GO_ON
@@ -186,25 +222,41 @@ impl Line {
         let Stage::Talking(guest) = &mut self.stage else { return GO_ON };
         let blocked = self.stream.full_since().is_some();
         let out = self.stream.outbox(desk.spare);
-        let wrote = guest.seat.tell(|hub, connection| {
+        let Guest { seat, peer, .. } = &mut **guest;
+        let mut joined = Vec::new();
+        let wrote = seat.tell(|hub, connection| {
             if blocked && !hub.is_leaving(connection) {
                 return Wrote::All;
             }
             while blocked || out.len() < ENOUGH {
                 match hub.next_outgoing(connection) {
-                    Some(Outgoing::Frame(frame)) => write_frame(out, &frame),
+                    Some(Outgoing::Frame(frame)) => match peer {
+                        None => write_frame(out, &frame),
+                        Some(peer) => match peer.translate(&frame.to_bytes()) {
+                            Translated::Text(text) => write_text(out, &text),
+                            Translated::Joined(agent) if peer.waits_for(&agent) => joined.push(agent),
+                            Translated::Joined(_) | Translated::Nothing => {}
+                        },
+                    },
                     Some(Outgoing::Close(farewell)) => return Wrote::Farewell(farewell),
                     None => return Wrote::All,
                 }
             }
             Wrote::Enough
         });
+        if let Some(peer) = peer {
+            let texts = joined.iter().filter_map(|agent| peer.flush(desk.now, seat, agent));
+            texts.for_each(|text| write_text(out, &text));
+        }
         match wrote {
             Wrote::All => {}
             Wrote::Enough => desk.mailbox.ready(desk.index, guest.seat.connection),
             Wrote::Farewell(farewell) => {
-                if let Some(frame) = farewell.frame() {
-                    write_frame(self.stream.outbox(desk.spare), &frame.into());
+                let out = self.stream.outbox(desk.spare);
+                if peer.is_some() {
+                    peerjs::farewell(farewell).iter().for_each(|text| write_text(out, text));
+                } else if let Some(frame) = farewell.frame() {
+                    write_frame(out, &frame.into());
                 }
                 self.part(desk, farewell.close_code(), farewell.reason());
             }
@@ -227,8 +279,8 @@ impl Line {
             Stage::Greeting(_, until) | Stage::Parting(until) => *until,
             Stage::Talking(guest) => {
                 let slow = self.stream.full_since().map(|since| since + self.visit.front.patience.write);
-                let next = guest.ice_at.map_or(guest.ping_at, |ice_at| guest.ping_at.min(ice_at));
-                slow.map_or(next, |slow| slow.min(next))
+                let waited = guest.peer.as_ref().and_then(|peer| peer.deadline());
+                [slow, guest.ice_at, waited].into_iter().flatten().fold(guest.ping_at, Instant::min)
             }
         }
     }
@@ -251,6 +303,10 @@ impl Line {
                     guest.heard = false;
                     guest.ping_at = now + guest.heartbeat;
                     framing::write_ping(self.stream.outbox(desk.spare));
+                }
+                if let Some(peer) = &mut guest.peer {
+                    let out = self.stream.outbox(desk.spare);
+                    peer.handle_timeout(desk.now, &guest.seat).iter().for_each(|text| write_text(out, text));
                 }
                 if guest.ice_at.is_some_and(|ice_at| ice_at <= now) {
                     guest.ice_at = refresh::push_if_due(&self.visit, desk.now, &guest.agent, &guest.seat);
@@ -298,6 +354,11 @@ impl Line {
     }
 }
 
+fn write_text(out: &mut Vec<u8>, text: &str) {
+    framing::begin_text(out, text.len());
+    out.extend_from_slice(text.as_bytes());
+}
+
 fn write_frame(out: &mut Vec<u8>, frame: &Frame<'_>) {
     framing::begin_text(out, frame.length());
     frame.write(out);
@@ -310,9 +371,9 @@ fn hello(visit: &Visit, desk: &Desk<'_>, credential: &Credential, said: &Said<'_
         return Err(Refusal::BadFrame("the first frame is not hello".into()));
     };
     let agent = match credential {
-        Credential::Checked(agent) => agent.clone(),
+        Credential::Checked(agent) | Credential::Peer(Ok(agent)) => agent.clone(),
         Credential::Offered(token) => visit.front.check(desk.now, token)?,
-        Credential::None => {
+        Credential::None | Credential::Peer(Err(_)) => {
             let token = hello.token.as_deref().ok_or(Refusal::Token(TokenRefusal::Malformed))?;
             visit.front.check(desk.now, token)?
         }
@@ -334,12 +395,25 @@ fn sit_down(
     let list = routes::ice_list(visit, &agent, now, None).ok();
     let ice = list.as_ref().and_then(|list| serde_json::value::to_raw_value(list).ok());
     let ice_term = list.as_ref().map(|list| refresh::term(now, list));
-    let join =
-        Join { id: frame.id, ice: ice.as_deref().map(|ice: &RawValue| ice), ice_term, fresh: session_id()? };
+    let join = Join {
+        id: frame.id,
+        ice: ice.as_deref().map(|ice: &RawValue| ice),
+        ice_term,
+        fresh: session_id()?,
+        ends_with_bye: false,
+    };
     let seat = visit.front.switchboard.join(now, &agent, hello, join, desk.mailbox, desk.index)?;
     let heartbeat = seat.tell(|hub, _| hub.heartbeat());
     let (ice_at, ping_at) = (ice_term.map(|term| term.renew_at), now.mono + heartbeat);
-    Ok(Guest { seat, agent, ice_at, heartbeat, ping_at, heard: true })
+    Ok(Guest { seat, agent, ice_at, heartbeat, ping_at, heard: true, peer: None })
+}
+
+fn sit_down_as_peer(visit: &Visit, desk: &Desk<'_>, agent: &Agent) -> Result<Guest, Refusal> {
+    let seat = peer::sit_down(visit, desk, agent)?;
+    let heartbeat = seat.tell(|hub, _| hub.heartbeat());
+    let peer = Some(Box::new(Peer::new(agent.clone())));
+    let ping_at = desk.now.mono + heartbeat;
+    Ok(Guest { seat, agent: agent.clone(), ice_at: None, heartbeat, ping_at, heard: true, peer })
 }
 
 fn read<'a>(visit: &Visit, said: &Said<'a>) -> Result<Incoming<'a>, Rejected<'a>> {

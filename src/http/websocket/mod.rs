@@ -13,7 +13,7 @@ use tokio::{net::TcpStream, sync::mpsc};
 use tokio_rustls::server::TlsStream;
 
 use super::{
-    Visit,
+    Visit, peerjs,
     problem::Problem,
     routes::{self, Answer},
 };
@@ -22,6 +22,7 @@ use crate::{credentials::token::Agent, door::admission::Permit};
 pub mod exchange; // the threads that hold the connections
 pub mod framing; // RFC 6455 §5, as bytes
 mod line; // one agent's connection
+mod peer; // what is different with a client of PeerJS
 
 use exchange::{Arrival, Exchange};
 
@@ -42,6 +43,8 @@ enum Credential {
     Offered(String),
     /// It is in the hello.
     None,
+    /// A client of PeerJS, which says no hello; or what it is told before it is closed.
+    Peer(Result<Agent, String>),
 }
 
 /// Answers `GET /v1/ws` (RFC 6455 §4.2).
@@ -50,7 +53,7 @@ pub(super) async fn upgrade(
     request: &mut Request<Incoming>,
     accepted: &mpsc::Sender<Upgrade>,
 ) -> Result<Answer, Problem> {
-    let accept = accept_key(handshake_key(request.headers())?);
+    handshake_key(request.headers())?;
     let protocols = Protocols::of(request.headers())?;
     let credential = match (routes::bearer(request.headers()), protocols.token) {
         (Some(token), _) => Credential::Checked(may_signal(visit.front.check_in_time(token).await?)?),
@@ -61,6 +64,32 @@ pub(super) async fn upgrade(
         }
         (None, None) => Credential::None,
     };
+    let mut response = accept(visit, request, accepted, credential)?;
+    if protocols.offered {
+        let headers = response.headers_mut();
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+    }
+    Ok(response)
+}
+
+/// The same for a client of PeerJS.
+pub(super) async fn upgrade_peer(
+    visit: &Visit,
+    request: &mut Request<Incoming>,
+    accepted: &mpsc::Sender<Upgrade>,
+) -> Result<Answer, Problem> {
+    handshake_key(request.headers())?;
+    let peer = peerjs::peer(visit, request).await;
+    accept(visit, request, accepted, Credential::Peer(peer))
+}
+
+fn accept(
+    visit: &Visit,
+    request: &mut Request<Incoming>,
+    accepted: &mpsc::Sender<Upgrade>,
+    credential: Credential,
+) -> Result<Answer, Problem> {
+    let accept = accept_key(handshake_key(request.headers())?);
     if *visit.shutdown.borrow() {
         return Err(Problem::unavailable("going down"));
     }
@@ -72,9 +101,6 @@ pub(super) async fn upgrade(
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
-    if protocols.offered {
-        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
-    }
     Ok(response)
 }
 

@@ -1,0 +1,194 @@
+//! Which addresses agents were told by others of their room: written by signaling, read by the relay where
+//! `turn.peer_policy` is `signaled`.
+//!
+//! It is asked when a permission or a channel is made, and never for a packet.
+
+use std::{
+    borrow::Cow,
+    collections::{HashMap, VecDeque},
+    net::IpAddr,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::clock::Now;
+
+/// Addresses that one agent may have been told; of more, the latest.
+const MAX_ADDRESSES: usize = 256;
+
+/// Agents that are remembered; of more, those that heard of one latest.
+const MAX_AGENTS: usize = 65_536;
+
+/// How long an address is good: an agent that goes on using it has its permission made anew, which counts.
+const GOOD_FOR: Duration = Duration::from_secs(86_400);
+
+/// The addresses that agents were told. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Signaled(Arc<RwLock<Book>>);
+
+#[derive(Debug, Default)]
+struct Book {
+    by_agent: HashMap<Arc<str>, Told>,
+    /// In the order in which they were first told something.
+    order: VecDeque<Arc<str>>,
+}
+
+/// What one agent was told, the latest last: an address, and until when it is good, in Unix seconds.
+#[derive(Debug, Default)]
+struct Told(VecDeque<(IpAddr, u64)>);
+
+impl Signaled {
+    /// `agent` was told these addresses by another agent of its room.
+    pub fn tell(&self, now: Now, agent: &str, addresses: impl IntoIterator<Item = IpAddr>) {
+        let mut addresses = addresses.into_iter().peekable();
+        if addresses.peek().is_none() {
+            return;
+        }
+        let until = now.unix().saturating_add(GOOD_FOR.as_secs());
+        let mut book = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let told = book.told(agent);
+        addresses.for_each(|address| told.add(address.to_canonical(), until));
+    }
+
+    /// Whether `agent` was told the address; then it is good for as long again.
+    #[must_use]
+    pub fn has_told(&self, now: Now, agent: &str, address: IpAddr) -> bool {
+        let (now, address) = (now.unix(), address.to_canonical());
+        let mut book = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(told) = book.by_agent.get_mut(agent) else { return false };
+        let is_good = told.0.iter().any(|(known, until)| *known == address && now < *until);
+        if is_good {
+            told.add(address, now.saturating_add(GOOD_FOR.as_secs()));
+        }
+        is_good
+    }
+}
+
+impl Book {
+    fn told(&mut self, agent: &str) -> &mut Told {
+        if !self.by_agent.contains_key(agent) {
+            let agent: Arc<str> = agent.into();
+            self.order.push_back(Arc::clone(&agent));
+            self.by_agent.insert(agent, Told::default());
+            if self.order.len() > MAX_AGENTS {
+                let first = self.order.pop_front().expect("there are many");
+                self.by_agent.remove(&first);
+            }
+        }
+        self.by_agent.get_mut(agent).expect("it is there by now")
+    }
+}
+
+impl Told {
+    fn add(&mut self, address: IpAddr, until: u64) {
+        self.0.retain(|(known, _)| *known != address);
+        if self.0.len() >= MAX_ADDRESSES {
+            self.0.pop_front();
+        }
+        self.0.push_back((address, until));
+    }
+}
+
+/// What agents say of where they can be reached, in the forms in which they say it. Names are not looked up.
+#[must_use]
+pub fn addresses(body: &RawValue) -> Vec<IpAddr> {
+    /// A description, a candidate, or what PeerJS puts around either.
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Body<'a> {
+        Sdp(#[serde(borrow)] Cow<'a, str>),
+        Members(#[serde(borrow)] Members<'a>),
+    }
+    #[derive(Deserialize)]
+    struct Members<'a> {
+        #[serde(borrow)]
+        candidate: Option<&'a RawValue>,
+        #[serde(borrow)]
+        sdp: Option<&'a RawValue>,
+        #[serde(borrow)]
+        payload: Option<&'a RawValue>,
+    }
+    match serde_json::from_str(body.get()) {
+        Ok(Body::Sdp(sdp)) => candidates(&sdp).collect(),
+        Ok(Body::Members(Members { candidate, sdp, payload })) => {
+            // Not deeper than frames may be nested.
+            [candidate, sdp, payload].into_iter().flatten().flat_map(addresses).collect()
+        }
+        Err(_) => Vec::new(),
+    }
+}
+
+/// The connection addresses of candidates (RFC 8839 §5.1): of a lone one, or of the lines of a description.
+fn candidates(sdp: &str) -> impl Iterator<Item = IpAddr> + '_ {
+    sdp.lines().filter_map(|line| {
+        let line = line.trim();
+        let candidate = line.strip_prefix("a=").unwrap_or(line).strip_prefix("candidate:")?;
+        candidate.split_ascii_whitespace().nth(4)?.parse().ok()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use serde_json::{Value, json, value::to_raw_value};
+
+    use super::{GOOD_FOR, MAX_ADDRESSES, MAX_AGENTS, Signaled, addresses};
+    use crate::clock;
+
+    fn read(body: &Value) -> Vec<String> {
+        addresses(&to_raw_value(body).unwrap()).iter().map(ToString::to_string).collect()
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn candidates_are_found_where_agents_put_them() {
+        let lone = "candidate:1 1 udp 2122260223 203.0.113.9 46154 typ host generation 0";
+        let sdp = "v=0\r\nc=IN IP4 198.51.100.1\r\na=candidate:1 1 UDP 1 203.0.113.9 9 typ host\r\n\
+                   a=candidate:2 1 tcp 1 2001:db8::9 9 typ host tcptype active\r\na=candidate:3 1 udp 1 some-name.local 9 typ host\r\n";
+        let both = vec!["203.0.113.9".to_owned(), "2001:db8::9".to_owned()];
+        assert_eq!(read(&json!(sdp)), both);
+        assert_eq!(read(&json!({"candidate": lone, "sdpMid": "0"})), both[..1]);
+        assert_eq!(read(&json!({"candidate": format!("a={lone}")})), both[..1]);
+        // As PeerJS says it.
+        let offer = json!({"type": "OFFER", "payload": {"sdp": {"type": "offer", "sdp": sdp}, "connectionId": "dc_1"}});
+        assert_eq!(read(&offer), both);
+        let candidate = json!({"type": "CANDIDATE", "payload": {"candidate": {"candidate": lone, "sdpMid": "0"}}});
+        assert_eq!(read(&candidate), both[..1]);
+        for none in [json!(null), json!(7), json!([lone]), json!({"candidate": ""}), json!("candidate:1 1 udp"), json!({"text": sdp})] {
+            assert_eq!(read(&none), [""; 0], "{none}");
+        }
+    }
+
+    #[test]
+    fn what_one_agent_was_told_is_for_that_agent_and_for_a_while() {
+        let (now, signaled) = (clock::now(), Signaled::default());
+        signaled.tell(now, "alice", [ip("203.0.113.9"), ip("::ffff:203.0.113.10")]);
+        assert!(signaled.has_told(now, "alice", ip("203.0.113.9")));
+        assert!(signaled.has_told(now, "alice", ip("203.0.113.10")));
+        assert!(!signaled.has_told(now, "alice", ip("203.0.113.11")));
+        assert!(!signaled.has_told(now, "bob", ip("203.0.113.9")));
+        assert!(signaled.has_told(now + GOOD_FOR / 2, "alice", ip("203.0.113.9")), "and with that, as long again");
+        assert!(signaled.has_told(now + GOOD_FOR, "alice", ip("203.0.113.9")));
+        assert!(!signaled.has_told(now + GOOD_FOR, "alice", ip("203.0.113.10")));
+    }
+
+    #[test]
+    fn so_much_is_remembered() {
+        let (now, signaled) = (clock::now(), Signaled::default());
+        for number in 0..=MAX_ADDRESSES as u32 {
+            signaled.tell(now, "alice", [IpAddr::from(number.to_be_bytes())]);
+        }
+        assert!(!signaled.has_told(now, "alice", ip("0.0.0.0")) && signaled.has_told(now, "alice", ip("0.0.0.1")));
+        for number in 0..MAX_AGENTS {
+            signaled.tell(now, &number.to_string(), [ip("203.0.113.9")]);
+        }
+        assert!(!signaled.has_told(now, "alice", ip("0.0.0.1")) && signaled.has_told(now, "0", ip("203.0.113.9")));
+    }
+}
