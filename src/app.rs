@@ -26,6 +26,7 @@ use crate::{
     config::Config,
     credentials::{
         keyring::Purpose,
+        signaled::Signaled,
         token::{AgentId, NewToken, Room, Scopes},
     },
     data_dir::DataDir,
@@ -137,7 +138,8 @@ impl Prepared {
 
         let listeners = Listeners::open(&config, Handed::new(inheritance.listeners)?)?;
         let https = addresses(&listeners.https)[0].port();
-        let policy = policy(&config, &host, &relays, listeners.others_than_turn());
+        let signaled = Signaled::default();
+        let policy = policy(&config, &host, &relays, listeners.others_than_turn(), &signaled);
         let relay_config = relay_config(&config, &keys, policy);
         let strangers = relay_config.strangers.clone();
         let datagrams = listeners.datagrams().map_err(|error| format!("cannot listen: {error}"))?;
@@ -147,7 +149,7 @@ impl Prepared {
         let offer = IceOffer::new(&config, &relays, relay.listening().iter().map(SocketAddr::port), turns);
 
         let ready = Arc::new(AtomicBool::new(true));
-        let terms = keys.terms(&config, &offer);
+        let terms = keys.terms(&config, &offer, &signaled);
         let freeing = Arc::clone(&relay);
         let data_dir = DataDir::new(&config.data_dir);
         let revoking = Revoking::new(keys.revocations.clone(), data_dir, move |agent| freeing.revoke(agent));
@@ -157,7 +159,8 @@ impl Prepared {
         let exchange =
             Arc::new(Exchange::start().map_err(|error| format!("cannot start signaling: {error}"))?);
         let started = config.clone();
-        let live = Live { started, config, keys, keeping, https, strangers, offer, relay, door, front };
+        let live =
+            Live { started, config, keys, keeping, https, strangers, signaled, offer, relay, door, front };
         Ok(Self { live, listeners, exchange, ready })
     }
 
@@ -356,7 +359,13 @@ impl Signals {
     }
 }
 
-fn policy(config: &Config, host: &Host, relays: &Relays, listeners: Vec<SocketAddr>) -> Policy {
+fn policy(
+    config: &Config,
+    host: &Host,
+    relays: &Relays,
+    listeners: Vec<SocketAddr>,
+    signaled: &Signaled,
+) -> Policy {
     Policy {
         relays: relays.addresses.clone(),
         own_addresses: host.addresses.clone(),
@@ -365,6 +374,7 @@ fn policy(config: &Config, host: &Host, relays: &Relays, listeners: Vec<SocketAd
         deny: config.turn.deny_peers.clone(),
         denied: config.turn.denied_peers,
         live: LivePorts::new(relays.addresses.len()),
+        signaled: config.turn.signaled(signaled),
     }
 }
 

@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use crate::{
     credentials::{
         keyring::{InstanceSecret, Purpose},
+        signaled::Signaled,
         token::TokenKeys,
         turn_rest::TurnSecrets,
     },
@@ -126,6 +127,12 @@ pub struct Turn {
 }
 
 impl Turn {
+    /// What agents are told, where that matters.
+    #[must_use]
+    pub fn signaled(&self, signaled: &Signaled) -> Option<Signaled> {
+        (self.peer_policy == PeerPolicy::Signaled).then(|| signaled.clone())
+    }
+
     /// What may be held and relayed.
     #[must_use]
     pub fn quotas(&self) -> quota::Limits {

@@ -310,6 +310,7 @@ fn server() -> Server {
         deny: Vec::new(),
         denied: DeniedPeers::Discard,
         live: LivePorts::new(own.len()),
+        signaled: None,
     };
     let auth = Auth {
         realm: REALM.to_owned(),

@@ -7,8 +7,8 @@ use tokio::task::JoinHandle;
 use crate::{
     config::{Config, Outside},
     credentials::{
-        issuer::Issuer, keyring::InstanceSecret, revocations::Revocations, token::TokenKeys,
-        turn_rest::TurnSecrets,
+        issuer::Issuer, keyring::InstanceSecret, revocations::Revocations, signaled::Signaled,
+        token::TokenKeys, turn_rest::TurnSecrets,
     },
     data_dir::DataDir,
     http::{Terms, ice::IceOffer},
@@ -75,8 +75,9 @@ impl Keys {
     }
 
     /// What requests are answered by.
-    pub(super) fn terms(&self, config: &Config, offer: &IceOffer) -> Terms {
-        Terms::new(config, self.tokens.clone(), self.turn.clone(), offer.clone(), self.jwks.clone())
+    pub(super) fn terms(&self, config: &Config, offer: &IceOffer, signaled: &Signaled) -> Terms {
+        let (tokens, turn, jwks) = (self.tokens.clone(), self.turn.clone(), self.jwks.clone());
+        Terms::new(config, tokens, turn, offer.clone(), jwks, signaled)
     }
 }
 

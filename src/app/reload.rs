@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{Keys, Reread, certificates::Keeping, connections_at_most};
 use crate::{
     config::Config,
+    credentials::signaled::Signaled,
     door::Door,
     http::{Front, ice::IceOffer},
     logging,
@@ -24,6 +25,8 @@ pub(super) struct Live {
     pub(super) https: u16,
     pub(super) offer: IceOffer,
     pub(super) strangers: Strangers,
+    /// What agents tell each other of their addresses, if anybody wants to know.
+    pub(super) signaled: Signaled,
     pub(super) relay: Arc<Relay>,
     pub(super) door: Arc<Door>,
     pub(super) front: Arc<Front>,
@@ -68,7 +71,10 @@ impl Live {
     /// ICE lists name `turns:` once clients can trust its certificate.
     pub(super) fn follow_certificate(&mut self) {
         self.offer.turns_port = (!self.keeping.is_self_signed()).then_some(self.https);
-        self.front.adopt(self.keys.terms(&self.config, &self.offer), self.config.signaling.limits());
+        self.front.adopt(
+            self.keys.terms(&self.config, &self.offer, &self.signaled),
+            self.config.signaling.limits(),
+        );
     }
 
     fn rules(&self, new: &Config) -> Rules {
@@ -77,6 +83,7 @@ impl Live {
             allow: new.turn.allow_peers.clone(),
             deny: new.turn.deny_peers.clone(),
             denied: new.turn.denied_peers,
+            signaled: new.turn.signaled(&self.signaled),
             strangers: self.strangers.clone(),
         }
     }

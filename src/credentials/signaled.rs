@@ -4,7 +4,6 @@
 //! It is asked when a permission or a channel is made, and never for a packet.
 
 use std::{
-    borrow::Cow,
     collections::{HashMap, VecDeque},
     net::IpAddr,
     sync::{Arc, PoisonError, RwLock},
@@ -92,16 +91,19 @@ impl Told {
     }
 }
 
-/// What agents say of where they can be reached, in the forms in which they say it. Names are not looked up.
+/// What agents say of where they can be reached: a description, a candidate, or what PeerJS puts around either. Names are not
+/// looked up.
 #[must_use]
 pub fn addresses(body: &RawValue) -> Vec<IpAddr> {
-    /// A description, a candidate, or what PeerJS puts around either.
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Body<'a> {
-        Sdp(#[serde(borrow)] Cow<'a, str>),
-        Members(#[serde(borrow)] Members<'a>),
-    }
+    let mut found = Vec::new();
+    find_addresses(body, MAX_DEPTH, &mut found);
+    found
+}
+
+/// As deep as PeerJS puts a candidate.
+const MAX_DEPTH: usize = 3;
+
+fn find_addresses(body: &RawValue, depth: usize, found: &mut Vec<IpAddr>) {
     #[derive(Deserialize)]
     struct Members<'a> {
         #[serde(borrow)]
@@ -111,13 +113,13 @@ pub fn addresses(body: &RawValue) -> Vec<IpAddr> {
         #[serde(borrow)]
         payload: Option<&'a RawValue>,
     }
-    match serde_json::from_str(body.get()) {
-        Ok(Body::Sdp(sdp)) => candidates(&sdp).collect(),
-        Ok(Body::Members(Members { candidate, sdp, payload })) => {
-            // Not deeper than frames may be nested.
-            [candidate, sdp, payload].into_iter().flatten().flat_map(addresses).collect()
-        }
-        Err(_) => Vec::new(),
+    if let Ok(text) = serde_json::from_str::<String>(body.get()) {
+        found.extend(candidates(&text).take(MAX_ADDRESSES));
+    } else if depth > 0
+        && let Ok(Members { candidate, sdp, payload }) = serde_json::from_str(body.get())
+    {
+        let inner = [candidate, sdp, payload].into_iter().flatten();
+        inner.for_each(|body| find_addresses(body, depth - 1, found));
     }
 }
 
@@ -159,9 +161,17 @@ mod tests {
         // As PeerJS says it.
         let offer = json!({"type": "OFFER", "payload": {"sdp": {"type": "offer", "sdp": sdp}, "connectionId": "dc_1"}});
         assert_eq!(read(&offer), both);
-        let candidate = json!({"type": "CANDIDATE", "payload": {"candidate": {"candidate": lone, "sdpMid": "0"}}});
+        let candidate =
+            json!({"type": "CANDIDATE", "payload": {"candidate": {"candidate": lone, "sdpMid": "0"}}});
         assert_eq!(read(&candidate), both[..1]);
-        for none in [json!(null), json!(7), json!([lone]), json!({"candidate": ""}), json!("candidate:1 1 udp"), json!({"text": sdp})] {
+        for none in [
+            json!(null),
+            json!(7),
+            json!([[lone]]),
+            json!({"candidate": ""}),
+            json!("candidate:1 1 udp"),
+            json!({"text": sdp}),
+        ] {
             assert_eq!(read(&none), [""; 0], "{none}");
         }
     }
@@ -174,7 +184,10 @@ mod tests {
         assert!(signaled.has_told(now, "alice", ip("203.0.113.10")));
         assert!(!signaled.has_told(now, "alice", ip("203.0.113.11")));
         assert!(!signaled.has_told(now, "bob", ip("203.0.113.9")));
-        assert!(signaled.has_told(now + GOOD_FOR / 2, "alice", ip("203.0.113.9")), "and with that, as long again");
+        assert!(
+            signaled.has_told(now + GOOD_FOR / 2, "alice", ip("203.0.113.9")),
+            "and with that, as long again"
+        );
         assert!(signaled.has_told(now + GOOD_FOR, "alice", ip("203.0.113.9")));
         assert!(!signaled.has_told(now + GOOD_FOR, "alice", ip("203.0.113.10")));
     }
@@ -185,10 +198,14 @@ mod tests {
         for number in 0..=MAX_ADDRESSES as u32 {
             signaled.tell(now, "alice", [IpAddr::from(number.to_be_bytes())]);
         }
-        assert!(!signaled.has_told(now, "alice", ip("0.0.0.0")) && signaled.has_told(now, "alice", ip("0.0.0.1")));
+        assert!(
+            !signaled.has_told(now, "alice", ip("0.0.0.0")) && signaled.has_told(now, "alice", ip("0.0.0.1"))
+        );
         for number in 0..MAX_AGENTS {
             signaled.tell(now, &number.to_string(), [ip("203.0.113.9")]);
         }
-        assert!(!signaled.has_told(now, "alice", ip("0.0.0.1")) && signaled.has_told(now, "0", ip("203.0.113.9")));
+        assert!(
+            !signaled.has_told(now, "alice", ip("0.0.0.1")) && signaled.has_told(now, "0", ip("203.0.113.9"))
+        );
     }
 }

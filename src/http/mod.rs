@@ -31,6 +31,7 @@ use crate::{
     clock::{self, Now},
     config::Config,
     credentials::{
+        signaled::Signaled,
         token::{Agent, AgentId, TokenKeys, TokenRefusal},
         turn_rest::TurnSecrets,
     },
@@ -90,6 +91,8 @@ pub struct Terms {
     lives: Lives,
     /// Clients of PeerJS are served.
     peerjs: bool,
+    /// Where the relay wants to know what agents tell each other of their addresses.
+    signaled: Option<Signaled>,
 }
 
 impl Terms {
@@ -101,11 +104,13 @@ impl Terms {
         turn: TurnSecrets,
         ice: IceOffer,
         jwks: Option<Arc<Jwks>>,
+        signaled: &Signaled,
     ) -> Self {
         let max_frame = config.signaling.max_frame;
         let origins = Origins::new(&config.http.allowed_origins);
         let lives = Lives { users: config.credentials.max_ttl, tokens: config.auth.max_ttl };
-        Self { tokens, turn, ice, max_frame, origins, jwks, lives, peerjs: config.signaling.peerjs }
+        let (peerjs, signaled) = (config.signaling.peerjs, config.turn.signaled(signaled));
+        Self { tokens, turn, ice, max_frame, origins, jwks, lives, peerjs, signaled }
     }
 }
 
@@ -157,10 +162,12 @@ impl Front {
         ready: Arc<AtomicBool>,
         patience: Patience,
     ) -> Arc<Self> {
+        let switchboard = Arc::new(Switchboard::new(limits.clone(), revoking.revocations().clone()));
+        switchboard.tell(|hub, _| hub.adopt(limits, terms.signaled.clone()));
         Arc::new(Self {
             terms: RwLock::new(Arc::new(terms)),
             patience,
-            switchboard: Arc::new(Switchboard::new(limits, revoking.revocations().clone())),
+            switchboard,
             revoking,
             ready,
             counts: Counts::default(),
@@ -169,8 +176,8 @@ impl Front {
 
     /// Other terms and limits from now on; sessions and connections stay. An agent is told of the limits by its next welcome.
     pub fn adopt(&self, terms: Terms, limits: Limits) {
+        self.switchboard.tell(|hub, _| hub.adopt(limits, terms.signaled.clone()));
         *self.terms.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(terms);
-        self.switchboard.tell(|hub, _| hub.adopt(limits));
     }
 
     /// Whose token this is, for who cannot wait: with a key that is not known it is worth another try, once its issuer has been

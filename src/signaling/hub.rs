@@ -28,7 +28,10 @@ use super::{
 };
 use crate::{
     clock::Now,
-    credentials::token::{Agent, AgentId, Room},
+    credentials::{
+        signaled::{self, Signaled},
+        token::{Agent, AgentId, Room},
+    },
 };
 
 /// An expiry is looked at again at least this often, so that a wall clock that was set is noticed.
@@ -47,6 +50,8 @@ const WELCOME_FRAME: usize = 1024;
 #[derive(Debug)]
 pub struct Hub {
     limits: Limits,
+    /// Told what agents say of their addresses, if that matters; else nobody reads it.
+    signaled: Option<Signaled>,
     members: HashMap<AgentId, Member>,
     /// With what each agent is found by: a search goes through a whole room, and looks nowhere else.
     rooms: HashMap<Room, BTreeMap<AgentId, Option<Profile>>>,
@@ -156,6 +161,7 @@ impl Hub {
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
+            signaled: None,
             members: HashMap::new(),
             rooms: HashMap::new(),
             connections: HashMap::new(),
@@ -170,9 +176,9 @@ impl Hub {
         }
     }
 
-    /// Other limits from now on; what is held stays.
-    pub fn adopt(&mut self, limits: Limits) {
-        self.limits = limits;
+    /// Other limits from now on, and who wants to know what agents tell each other of their addresses; what is held stays.
+    pub fn adopt(&mut self, limits: Limits, signaled: Option<Signaled>) {
+        (self.limits, self.signaled) = (limits, signaled);
     }
 
     /// A connection said `hello` with a valid token: continues its session or starts the new one `fresh`, and takes
@@ -651,6 +657,10 @@ impl Hub {
             .ok_or(Refusal::PeerUnavailable)?;
         let to = to.clone();
         let frame = Unnumbered::new(kind, from, Some(&to), body);
+        // Before it is on its way: who hears of it may come to the relay at once.
+        if let (Some(signaled), Some(body)) = (&self.signaled, body) {
+            signaled.tell(now, to.as_str(), signaled::addresses(body));
+        }
         if kind == Kind::IceCandidate && !self.is_introduced(from, &to) {
             return self.deliver_early(now, from, &to, frame);
         }

@@ -205,7 +205,7 @@ impl Forward {
         let wrap = match route.channel_of.get(&peer) {
             Some(channel) => Wrap::Channel(*channel),
             None => match route.reach(peer.0.ip()) {
-                Some(Reach::Open | Reach::Checked) => Wrap::Indication(peer),
+                Some(Reach::Open | Reach::Checked | Reach::Relayed) => Wrap::Indication(peer),
                 Some(Reach::Discarded) => return drop(Dropped::Denied),
                 None => return drop(Dropped::NoPermission),
             },
@@ -258,9 +258,9 @@ impl Route {
         };
         let to = match reach {
             Reach::Open => ToPeer::Out { relay, to: peer },
-            Reach::Checked => match policy.live_relay(peer) {
+            Reach::Checked | Reach::Relayed => match policy.live_relay(peer) {
                 Some(to) => ToPeer::Here { from: relay, to },
-                None if policy.admits(peer) => ToPeer::Out { relay, to: policy.inward(peer) },
+                None if policy.admits(peer, reach) => ToPeer::Out { relay, to: policy.inward(peer) },
                 None => return drop_for(counters, Dropped::Denied, load),
             },
             Reach::Discarded => return drop_for(counters, Dropped::Denied, load),

@@ -1,7 +1,8 @@
 //! Which peers may be reached.
 //!
 //! In this order: a live relayed address of this host, yes; one of its own listeners, no; `deny_peers`, no;
-//! `allow_peers`, yes; any other address of this host, no; the default list, no; the rest, yes.
+//! `allow_peers`, yes; any other address of this host, no; the default list, no; the rest, yes. Where `peer_policy` is
+//! `signaled`, each yes but the first is for agents who were told of the address.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -14,6 +15,7 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{RelayAddress, RelayPort};
+use crate::{clock::Now, credentials::signaled::Signaled};
 
 /// How a denied peer is answered (`turn.denied_peers`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +42,8 @@ pub enum Reach {
     Open,
     /// An address of our own: the port decides, packet by packet.
     Checked,
+    /// An address of our own that nobody was told of: live relayed addresses alone.
+    Relayed,
     /// No port: granted for the client's sake only.
     Discarded,
 }
@@ -61,6 +65,8 @@ pub struct Policy {
     pub denied: DeniedPeers,
     /// The relayed addresses that are live, in all shards.
     pub live: LivePorts,
+    /// What agents were told, where that matters.
+    pub signaled: Option<Signaled>,
 }
 
 /// A peer that may not be reached.
@@ -85,23 +91,43 @@ impl Policy {
         if self.is_own(ip) || denied_by_default(ip) { self.deny(ip) } else { Ok(Reach::Open) }
     }
 
+    /// The same for one agent, who may have to be told of the address first.
+    ///
+    /// # Errors
+    /// [`Denied`] where the answer is 403.
+    pub fn permit_agent(&self, now: Now, agent: &str, ip: IpAddr) -> Result<Reach, Denied> {
+        let reach = self.permit(ip)?;
+        let is_told = |signaled: &Signaled| signaled.has_told(now, agent, ip);
+        if reach == Reach::Discarded || self.signaled.as_ref().is_none_or(is_told) {
+            Ok(reach)
+        } else if self.relays.iter().any(|relay| relay.public == ip) {
+            Ok(Reach::Relayed)
+        } else {
+            self.deny(ip)
+        }
+    }
+
     /// The same for one port: a channel to a listener of our own, or to port 0, is never granted.
     ///
     /// # Errors
     /// [`Denied`] where the answer is 403.
-    pub fn permit_port(&self, peer: SocketAddr) -> Result<Reach, Denied> {
+    pub fn permit_port(&self, now: Now, agent: &str, peer: SocketAddr) -> Result<Reach, Denied> {
         if peer.port() == 0 || (self.is_listener(peer) && self.live_relay(peer).is_none()) {
             return Err(Denied);
         }
-        self.permit(peer.ip())
+        self.permit_agent(now, agent, peer.ip())
     }
 
-    /// Whether a packet may go to `peer`, an address that [`Self::permit`] answered with [`Reach::Checked`].
+    /// Whether a packet may go to `peer`, an address that was answered with this `reach`: [`Reach::Checked`] or
+    /// [`Reach::Relayed`].
     #[must_use]
-    pub fn admits(&self, peer: SocketAddr) -> bool {
+    pub fn admits(&self, peer: SocketAddr, reach: Reach) -> bool {
         self.live_relay(peer).is_some()
             || self.relay_port(peer).is_some_and(|port| self.live.is_elsewhere(port))
-            || (!self.is_listener(peer) && !listed(&self.deny, peer.ip()) && listed(&self.allow, peer.ip()))
+            || (reach == Reach::Checked
+                && !self.is_listener(peer)
+                && !listed(&self.deny, peer.ip())
+                && listed(&self.allow, peer.ip()))
     }
 
     /// The allocation's port, if `peer` is the relayed address of one that lives on this host.
@@ -342,8 +368,11 @@ fn locate(all: &[Bits], at: RelayPort) -> (&AtomicU64, u64) {
 mod tests {
     use std::net::{IpAddr, SocketAddr};
 
-    use super::{Denied, DeniedPeers, LivePorts, Policy, Reach, denied_by_default};
-    use crate::turn::{RelayAddress, RelayPort};
+    use super::{Denied, DeniedPeers, LivePorts, Policy, Reach, Signaled, denied_by_default};
+    use crate::{
+        clock,
+        turn::{RelayAddress, RelayPort},
+    };
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
@@ -364,6 +393,7 @@ mod tests {
             allow: nets(allow),
             deny: nets(deny),
             denied,
+            signaled: None,
         }
     }
 
@@ -408,25 +438,52 @@ mod tests {
         assert_eq!(policy.permit(ip("192.168.0.1")), Err(Denied), "the default list");
         assert_eq!(policy.permit(ip("1.1.1.1")), Ok(Reach::Open));
         assert_eq!(policy.permit(ip("127.0.0.1")), Ok(Reach::Checked), "allowed, but ours");
-        assert!(policy.admits(at("127.0.0.1:80")));
-        assert!(!policy.admits(at("127.0.0.1:9478")), "a listener");
-        assert!(!policy.admits(at("127.0.0.1:3478")), "a listener on all addresses");
-        assert_eq!(policy.permit_port(at("127.0.0.1:3478")), Err(Denied));
-        assert_eq!(policy.permit_port(at("1.1.1.1:0")), Err(Denied));
+        assert!(policy.admits(at("127.0.0.1:80"), Reach::Checked));
+        assert!(!policy.admits(at("127.0.0.1:9478"), Reach::Checked), "a listener");
+        assert!(!policy.admits(at("127.0.0.1:3478"), Reach::Checked), "a listener on all addresses");
+        let now = clock::now();
+        assert_eq!(policy.permit_port(now, "a", at("127.0.0.1:3478")), Err(Denied));
+        assert_eq!(policy.permit_port(now, "a", at("1.1.1.1:0")), Err(Denied));
+    }
+
+    #[test]
+    fn where_it_matters_an_agent_is_told_of_its_peers_first() {
+        let mut policy = policy(&["127.0.0.0/8", "9.9.9.9/32"], &["8.0.0.0/8"], DeniedPeers::Refuse);
+        let (now, signaled) = (clock::now(), Signaled::default());
+        policy.signaled = Some(signaled.clone());
+        let permit = |agent: &str, text: &str| policy.permit_agent(now, agent, ip(text));
+        for unknown in ["1.1.1.1", "8.8.8.8", "127.0.0.1", "9.9.9.9", "192.168.1.1"] {
+            assert_eq!(permit("alice", unknown), Err(Denied), "{unknown}");
+        }
+        assert_eq!(
+            permit("alice", "5.5.5.5"),
+            Ok(Reach::Relayed),
+            "relayed addresses of ours need no telling"
+        );
+        signaled.tell(now, "alice", ["1.1.1.1", "8.8.8.8", "127.0.0.1", "5.5.5.5", "192.168.1.1"].map(ip));
+        assert_eq!(permit("alice", "1.1.1.1"), Ok(Reach::Open));
+        assert_eq!(permit("alice", "127.0.0.1"), Ok(Reach::Checked));
+        assert_eq!(permit("alice", "5.5.5.5"), Ok(Reach::Checked));
+        assert_eq!(permit("alice", "8.8.8.8"), Err(Denied), "what is denied stays denied");
+        assert_eq!(permit("alice", "192.168.1.1"), Err(Denied));
+        assert_eq!(permit("bob", "1.1.1.1"), Err(Denied));
+        assert!(policy.permit_port(now, "alice", at("1.1.1.1:7")).is_ok());
+        policy.denied = DeniedPeers::Discard;
+        assert_eq!(policy.permit_agent(now, "bob", ip("192.168.1.1")), Ok(Reach::Discarded));
     }
 
     #[test]
     fn live_relayed_addresses_are_always_reachable_and_nothing_else_of_ours() {
         let policy = policy(&[], &["5.0.0.0/8"], DeniedPeers::Refuse);
         assert_eq!(policy.permit(ip("5.5.5.5")), Ok(Reach::Checked));
-        assert!(!policy.admits(at("5.5.5.5:50000")));
+        assert!(!policy.admits(at("5.5.5.5:50000"), Reach::Checked));
         policy.live.insert(RelayPort { relay: 0, port: 50000 });
-        assert!(policy.admits(at("5.5.5.5:50000")));
-        assert!(!policy.admits(at("5.5.5.5:50001")));
+        assert!(policy.admits(at("5.5.5.5:50000"), Reach::Checked));
+        assert!(!policy.admits(at("5.5.5.5:50001"), Reach::Checked));
         assert_eq!(policy.inward(at("5.5.5.5:50000")), at("10.0.0.5:50000"));
         assert_eq!(policy.outward(at("10.0.0.5:50000")), at("5.5.5.5:50000"));
         policy.live.remove(RelayPort { relay: 0, port: 50000 });
-        assert!(!policy.admits(at("5.5.5.5:50000")));
+        assert!(!policy.admits(at("5.5.5.5:50000"), Reach::Checked));
         assert_eq!(policy.permit(ip("10.0.0.5")), Err(Denied), "the bound address is no peer");
     }
 

@@ -27,7 +27,10 @@ use super::{
     strangers::Strangers,
     timers::Timers,
 };
-use crate::{clock::Now, credentials::turn_rest::TurnSecrets};
+use crate::{
+    clock::Now,
+    credentials::{signaled::Signaled, turn_rest::TurnSecrets},
+};
 
 /// One shard's world.
 #[derive(Debug)]
@@ -76,6 +79,8 @@ pub struct Rules {
     pub deny: Vec<IpNet>,
     /// How a denied peer is answered.
     pub denied: DeniedPeers,
+    /// What agents were told of addresses, where that matters.
+    pub signaled: Option<Signaled>,
     /// How many answers strangers get.
     pub strangers: Strangers,
 }
@@ -129,9 +134,9 @@ impl Server {
     /// Goes by other rules from now on. What has been granted stays granted until its time is over: a permission for five
     /// minutes, a channel for ten.
     pub fn adopt(&mut self, rules: Rules) {
-        let Rules { secrets, allow, deny, denied, strangers } = rules;
+        let Rules { secrets, allow, deny, denied, signaled, strangers } = rules;
         self.auth.secrets = secrets;
-        self.policy = Policy { allow, deny, denied, ..self.policy.clone() };
+        self.policy = Policy { allow, deny, denied, signaled, ..self.policy.clone() };
         self.strangers = strangers;
     }
 

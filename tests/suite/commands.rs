@@ -26,6 +26,7 @@ mod issuer;
 mod numbers;
 mod reload;
 mod revoke;
+mod signaled;
 mod upgrade;
 
 /// A directory of this test's own, gone at its end.

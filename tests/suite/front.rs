@@ -13,6 +13,7 @@ use halfway::{
     config::{self, Config, File, Overrides, Surroundings},
     credentials::{
         revocations::Revocations,
+        signaled::Signaled,
         token::{AgentId, NewToken, Room, Scopes, TokenKeys},
         turn_rest::TurnSecrets,
     },
@@ -117,7 +118,14 @@ fn terms(config: &Config, token_key: &[u8]) -> Terms {
         default_ttl: config.credentials.ttl,
         max_ttl: config.credentials.max_ttl,
     };
-    Terms::new(config, keys(token_key), TurnSecrets::new(&[SECRET]).unwrap(), offer, None)
+    Terms::new(
+        config,
+        keys(token_key),
+        TurnSecrets::new(&[SECRET]).unwrap(),
+        offer,
+        None,
+        &Signaled::default(),
+    )
 }
 
 async fn serve(config: &Config, handshake: Duration, front: Arc<Front>, ready: Arc<AtomicBool>) -> Host {

@@ -22,6 +22,7 @@ pub fn relay(listen: &str, shards: usize, ports: RangeInclusive<u16>) -> Relay {
     let relays = vec![address("127.0.0.1"), address("::1")];
     let policy = Policy {
         live: LivePorts::new(relays.len()),
+        signaled: None,
         own_addresses: Vec::new(),
         listeners: Vec::new(),
         allow: vec!["127.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()],

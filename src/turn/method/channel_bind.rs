@@ -27,7 +27,7 @@ pub(super) fn channel_bind(
     if !server.forward.has_family(id, Family::of(peer.ip())) {
         return Err(Refusal::PeerAddressFamilyMismatch);
     }
-    let reach = server.policy.permit_port(peer)?;
+    let reach = server.policy.permit_port(now, caller.agent(), peer)?;
     server.forward.bind(id, channel, PeerAddr(peer), reach, now.mono)?;
     server.rearm(id);
     Ok(Success::Done)

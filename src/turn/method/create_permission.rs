@@ -29,7 +29,9 @@ pub(super) fn create_permission(
     if peers.iter().any(|ip| !server.forward.has_family(id, Family::of(*ip))) {
         return Err(Refusal::PeerAddressFamilyMismatch);
     }
-    let permit = |ip: IpAddr| Ok::<(IpAddr, Reach), Refusal>((ip, server.policy.permit(ip)?));
+    let permit = |ip: IpAddr| {
+        Ok::<(IpAddr, Reach), Refusal>((ip, server.policy.permit_agent(now, caller.agent(), ip)?))
+    };
     let permitted = peers.into_iter().map(permit).collect::<Result<Vec<_>, _>>()?;
     server.forward.permit(id, &permitted, now.mono)?;
     server.rearm(id);

@@ -137,6 +137,7 @@ impl World {
         let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
         let policy = Policy {
             live: LivePorts::new(relays.len()),
+            signaled: None,
             own_addresses: relays.iter().map(|relay| relay.bound).collect(),
             listeners: vec!["[::]:3478".parse().unwrap(), "[::]:443".parse().unwrap()],
             allow: nets(&self.allow),
