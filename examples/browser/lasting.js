@@ -3,7 +3,8 @@
 // Signaling comes back by itself, to the same session where there still is one. When the path is gone, or the credentials
 // of the relay are, ICE starts again over the same connection (perfect negotiation; who yields in a glare is in the offer).
 // The channel stays, and nothing that was sent on it is lost. To show that, both sides number what they say.
-// Parameters in the fragment: url, token, to (who to call), seconds (how long to talk).
+// Parameters in the fragment: url, token, to (who to call), seconds (how long to talk), restart_every (seconds after which who
+// called gathers anew, with the credentials that came last).
 const flags = Object.fromEntries(new URLSearchParams(location.hash.slice(1)))
 const { url = location.origin, token, to } = flags
 const MILLISECONDS = { between: 50, ping: 3_000, dead: 8_000, again: 1_000, mend: 4_000, disconnected: 2_000 }
@@ -13,7 +14,7 @@ let socket, session, seq = 0, heard = 0, reconnectIn = 0
 let peer, connection, channel, making = false, polite = true
 const said = { number: 0, over: false }
 const seen = { next: 0, inOrder: true, last: 0, silence: 0, over: false, done: false }
-const story = { restarts: 0, resumed: [] }
+const story = { restarts: 0, resumed: [], refreshed: 0 }
 
 connectSignaling()
 setInterval(watchSignaling, MILLISECONDS.ping)
@@ -54,7 +55,7 @@ async function receive(frame) {
     signal({ type: 'received', upTo: seq })
   }
   if (frame.type === 'welcome') return welcome(frame)
-  if (frame.type === 'ice') return connection?.setConfiguration(frame)
+  if (frame.type === 'ice') return refresh(frame)
   if (frame.type === 'restarting') return void (reconnectIn = frame.reconnectIn * 1_000)
   if (frame.type === 'agentJoined' && frame.agent === to && !connection) connect(to)
   if (frame.type === 'offer' && !connection) connect(frame.from)
@@ -73,6 +74,13 @@ function welcome({ resumed, session: own, ice, agents }) {
   // Without the old session there may be none of its allocations either.
   if (connection && !resumed) mend({ anew: true })
   if (to && !connection && agents.some(({ agent }) => agent === to)) connect(to)
+}
+
+/** Who is not connected yet will be by these. */
+function refresh(ice) {
+  story.refreshed++
+  window.ice = ice
+  connection?.setConfiguration(ice)
 }
 
 function connect(agent) {
@@ -131,6 +139,7 @@ function talk(opened) {
   channel.onmessage = ({ data }) => hear(JSON.parse(data))
   channel.onopen = async () => {
     show('OPEN', '')
+    if (flags.restart_every) setInterval(() => seen.done || mend({ anew: true }), flags.restart_every * 1_000)
     const until = Date.now() + flags.seconds * 1_000
     while (Date.now() < until) {
       channel.send(JSON.stringify({ number: said.number++ }))
