@@ -70,6 +70,10 @@ pub fn parse(text: &str) -> Result<Said<'_>, Refusal> {
     if is_too_deep(text.as_bytes()) {
         return Err(bad("the message is nested too deeply"));
     }
+    // An array would be taken for the members in their order.
+    if !text.trim_ascii_start().starts_with('{') {
+        return Err(bad("the message is not one of PeerJS"));
+    }
     let Message { kind, dst, payload } =
         serde_json::from_str(text).map_err(|_| bad("the message is not one of PeerJS"))?;
     let waits = match (&*kind, &dst) {
@@ -284,6 +288,7 @@ mod tests {
         for bad in [
             "",
             "[]",
+            r#"["OFFER","a",1]"#,
             "7",
             r#"{"type":7}"#,
             r#"{"type":"EXPIRE","dst":"a"}"#,

@@ -79,6 +79,28 @@ fn allocations_live_on_and_new_ones_are_made_beside_them() {
 }
 
 #[test]
+fn who_is_revoked_loses_what_the_process_before_still_holds() {
+    let instance = Instance::start(CONFIG);
+    let mut callers: Vec<_> = (0..6).map(|_| Caller::new(&instance, "alice", SECRET)).collect();
+    callers.iter_mut().for_each(|caller| _ = caller.allocate());
+    let admin = instance.token(&["ops", "--scope", "admin"]);
+    assert_eq!(instance.ask("DELETE /v1/agents/bob", &admin, "").0, 204);
+    let _successor = Successor::of(&instance);
+    let mut bob = Caller::new(&instance, "bob", SECRET);
+    assert_eq!(
+        bob.ask("Allocate auth"),
+        "Allocate 401 realm nonce",
+        "the new one knows whom the old one has revoked"
+    );
+    assert_eq!(instance.ask("DELETE /v1/agents/alice", &admin, "").0, 204);
+    // Its last allocations were alice's.
+    assert_eq!(instance.served.ends(), 0);
+    for caller in &mut callers {
+        assert_eq!(caller.ask("Refresh auth"), "Refresh 401 realm nonce");
+    }
+}
+
+#[test]
 fn the_process_before_takes_no_port_that_the_new_one_gives_back() {
     // With one shard there is one link, on which things are told in order.
     let instance = Instance::start(&CONFIG.replace("shards = 2", "shards = 1"));
