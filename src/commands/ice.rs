@@ -9,10 +9,11 @@ use crate::{
     acme,
     clock::Now,
     config::{Config, parse},
-    credentials::token::AgentId,
+    credentials::{revocations::Revocations, token::AgentId},
     data_dir::DataDir,
     host::Relays,
     http::ice::{IceOffer, ice_list},
+    revoking,
 };
 
 #[derive(Args)]
@@ -28,15 +29,30 @@ pub(super) struct Options {
 }
 
 pub(super) fn run(options: &Options, config: &Config, now: Now) -> Result<(), Failure> {
-    let secrets = config.credentials.turn_secrets(|| DataDir::new(&config.data_dir).secret())?;
+    let data_dir = DataDir::new(&config.data_dir);
+    let secrets = config.credentials.turn_secrets(|| data_dir.secret())?;
     let relays = Relays::resolve(&host()?, &config.turn.relay_ips, &config.public_ips);
     let offer = offer(config, &relays)?;
     let ttl = offer.lifetime(options.ttl, Duration::MAX);
+    let agent = options.agent.as_str();
+    refuse_revoked(&data_dir, now, agent, ttl)?;
     // Nobody asks over a connection whose family would decide: the first public address does.
     let first = offer.public_ips[0];
-    let list = ice_list(&offer, &secrets, now, options.agent.as_str(), ttl, &offer.host_for(first, first));
+    let list = ice_list(&offer, &secrets, now, agent, ttl, &offer.host_for(first, first));
     let body = serde_json::to_string_pretty(&list).expect("plain strings and numbers become JSON");
     print(&body)
+}
+
+/// The running instance takes none of a revoked agent's that it has not handed out itself.
+fn refuse_revoked(data_dir: &DataDir, now: Now, agent: &str, ttl: Duration) -> Result<(), Failure> {
+    let revocations = Revocations::default();
+    revoking::recall(&revocations, data_dir).map_err(Failure::Failed)?;
+    if revocations.refuse_user(now, agent, now.unix().saturating_add(ttl.as_secs())) {
+        return Err(Failure::Failed(format!(
+            "{agent} was revoked: give it a new token, and let it ask the running instance's /v1/ice"
+        )));
+    }
+    Ok(())
 }
 
 /// What an instance of this configuration serves, as far as that can be known without it.

@@ -13,7 +13,6 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::token::Agent;
 use crate::clock::Now;
 
 /// Agents that are remembered to be revoked. Beyond that, those go whose tokens have all run out; if there are none, no more
@@ -79,14 +78,11 @@ impl Revocations {
         Ok(())
     }
 
-    /// Whether the token is from before its agent was revoked, or does not say.
+    /// Whether a token of `agent` that was issued then, in Unix seconds, is from before it was revoked, or does not say.
     #[must_use]
-    pub fn refuse_token(&self, agent: &Agent) -> bool {
-        self.is_any()
-            && self
-                .read()
-                .get(agent.id.as_str())
-                .is_some_and(|revoked| agent.issued.is_none_or(|issued| issued <= revoked.at))
+    pub fn refuse_token(&self, agent: &str, issued: Option<u64>) -> bool {
+        let is_older = |revoked: &Revoked| issued.is_none_or(|issued| issued <= revoked.at);
+        self.is_any() && self.read().get(agent).is_some_and(is_older)
     }
 
     /// Whether the TURN user `expires:agent` is not one that was minted here since the agent was revoked.
@@ -174,34 +170,22 @@ impl Revocations {
 mod tests {
     use std::time::Duration;
 
-    use super::{Agent, MAX_MINTED, MAX_REVOKED, Revocations, TooMany};
-    use crate::{
-        clock::{self, Now},
-        credentials::token::{AgentId, Room, Scopes},
-    };
+    use super::{MAX_MINTED, MAX_REVOKED, Revocations, TooMany};
+    use crate::clock;
 
     const HOUR: Duration = Duration::from_secs(3_600);
-
-    fn token(now: Now, issued: Option<i64>) -> Agent {
-        Agent {
-            id: AgentId::parse("agent-7").unwrap(),
-            room: Room::main(),
-            scopes: Scopes::default(),
-            expires: now.unix() + 60,
-            issued: issued.map(|offset| now.unix().checked_add_signed(offset).unwrap()),
-        }
-    }
 
     #[test]
     fn tokens_up_to_the_moment_are_refused_and_later_ones_are_not() {
         let (now, revocations) = (clock::now(), Revocations::default());
-        assert!(!revocations.refuse_token(&token(now, None)));
+        assert!(!revocations.refuse_token("agent-7", None));
         revocations.revoke(now, "agent-7", HOUR, HOUR).unwrap();
-        for (issued, refused) in [(None, true), (Some(-5), true), (Some(0), true), (Some(1), false)] {
-            assert_eq!(revocations.refuse_token(&token(now, issued)), refused, "{issued:?}");
+        let at = now.unix();
+        for (issued, refused) in [(None, true), (Some(at - 5), true), (Some(at), true), (Some(at + 1), false)]
+        {
+            assert_eq!(revocations.refuse_token("agent-7", issued), refused, "{issued:?}");
         }
-        let other = Agent { id: AgentId::parse("agent-8").unwrap(), ..token(now, None) };
-        assert!(!revocations.refuse_token(&other));
+        assert!(!revocations.refuse_token("agent-8", None));
     }
 
     #[test]
@@ -241,7 +225,7 @@ mod tests {
         before.revoke(now, "agent-7", HOUR, HOUR).unwrap();
         assert_eq!(before.note_user(now, "agent-7", HOUR), HOUR);
         after.add_json(&before.to_json()).unwrap();
-        assert!(after.refuse_token(&token(now, None)));
+        assert!(after.refuse_token("agent-7", None));
         assert!(!after.refuse_user(now, "agent-7", now.unix() + 3_600));
         assert!(after.add_json(b"{").is_err());
         // An older file takes nothing back.

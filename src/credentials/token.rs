@@ -82,7 +82,11 @@ impl TokenKeys {
             expires: claims.exp.0,
             issued: claims.iat.map(|iat| iat.0),
         };
-        if self.revocations.refuse_token(&agent) { Err(TokenRefusal::Revoked) } else { Ok(agent) }
+        if self.revocations.refuse_token(agent.id.as_str(), agent.issued) {
+            Err(TokenRefusal::Revoked)
+        } else {
+            Ok(agent)
+        }
     }
 
     fn verified_claims(&self, token: &str) -> Result<Claims, TokenRefusal> {

@@ -5,8 +5,7 @@ use hyper::{Request, StatusCode, body::Incoming};
 use super::{
     Visit,
     problem::Problem,
-    routes::{Answer, authorised, decoded, json, json_bytes, parameter},
-    websocket::may_signal,
+    routes::{Answer, authorised, decoded, json, json_bytes, may_signal, parameter},
 };
 use crate::{
     credentials::token::AgentId,

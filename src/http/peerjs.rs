@@ -10,12 +10,13 @@ use hyper::{
     header::{self, HeaderValue},
 };
 use serde::Serialize;
+use tokio::sync::mpsc;
 
 use super::{
     Visit,
     problem::Problem,
-    routes::{self, Answer, parameter},
-    websocket::may_signal,
+    routes::{self, Answer, may_signal, parameter},
+    websocket,
 };
 use crate::{
     credentials::token::{Agent, AgentId},
@@ -62,7 +63,29 @@ impl Asked {
     }
 }
 
-pub(super) fn about() -> Answer {
+/// Where it is not configured, nothing is there.
+pub(super) async fn answer(
+    visit: &Visit,
+    request: &mut Request<Incoming>,
+    accepted: &mpsc::Sender<websocket::Upgrade>,
+    asked: Asked,
+) -> Result<Answer, Problem> {
+    if !visit.front.terms().peerjs {
+        return Err(Problem::not_found());
+    }
+    let upgrades = request.headers().contains_key(header::UPGRADE);
+    match asked {
+        Asked::Socket { or_about } if upgrades || !or_about => {
+            websocket::upgrade_peer(visit, request, accepted).await
+        }
+        Asked::About | Asked::Socket { .. } => Ok(about()),
+        Asked::Id => id(),
+        Asked::Peers => peers(visit, request).await,
+        Asked::Keyless => Err(Problem::unauthorized(INVALID_KEY)),
+    }
+}
+
+fn about() -> Answer {
     #[derive(Serialize)]
     struct About {
         name: &'static str,
@@ -76,12 +99,8 @@ pub(super) fn about() -> Answer {
     })
 }
 
-pub(super) fn keyless() -> Problem {
-    Problem::unauthorized(INVALID_KEY)
-}
-
 /// A random UUID (RFC 9562, version 4). Whoever wants it as a peer's id needs a token for it.
-pub(super) fn id() -> Result<Answer, Problem> {
+fn id() -> Result<Answer, Problem> {
     let mut bytes = [0; 16];
     rand::fill(&mut bytes).map_err(|_| Problem::unavailable("no randomness"))?;
     bytes[6] = bytes[6] & 0x0f | 0x40;
@@ -96,7 +115,7 @@ pub(super) fn id() -> Result<Answer, Problem> {
 }
 
 /// The room of who shows a token; to clients as they are, which cannot, it is closed.
-pub(super) async fn peers(visit: &Visit, request: &Request<Incoming>) -> Result<Answer, Problem> {
+async fn peers(visit: &Visit, request: &Request<Incoming>) -> Result<Answer, Problem> {
     let agent = match parameter(request, "token")? {
         Some(token) => visit.front.check_in_time(&token).await?,
         None => routes::authorised(visit, request.headers()).await?,

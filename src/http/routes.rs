@@ -166,31 +166,9 @@ async fn route(
         Route::WebSocket => websocket::upgrade(visit, &mut request, accepted).await,
         Route::Signal if *request.method() == Method::POST => signal::post(visit, request).await,
         Route::Signal => signal::get(visit, request).await,
-        Route::PeerJs(asked) => peerjs(visit, &mut request, accepted, asked).await,
+        Route::PeerJs(asked) => peerjs::answer(visit, &mut request, accepted, asked).await,
         Route::Send(kind) => signal::send(visit, request, kind).await,
         Route::Take(kind) => signal::take(visit, &request, kind).await,
-    }
-}
-
-/// Where it is not configured, nothing is there.
-async fn peerjs(
-    visit: &Visit,
-    request: &mut Request<Incoming>,
-    accepted: &mpsc::Sender<websocket::Upgrade>,
-    asked: peerjs::Asked,
-) -> Result<Answer, Problem> {
-    if !visit.front.terms().peerjs {
-        return Err(Problem::not_found());
-    }
-    let upgrades = request.headers().contains_key(header::UPGRADE);
-    match asked {
-        peerjs::Asked::Socket { or_about } if upgrades || !or_about => {
-            websocket::upgrade_peer(visit, request, accepted).await
-        }
-        peerjs::Asked::About | peerjs::Asked::Socket { .. } => Ok(peerjs::about()),
-        peerjs::Asked::Id => peerjs::id(),
-        peerjs::Asked::Peers => peerjs::peers(visit, request).await,
-        peerjs::Asked::Keyless => Err(peerjs::keyless()),
     }
 }
 
@@ -287,6 +265,11 @@ fn asked_ttl(request: &Request<Incoming>) -> Result<Option<Duration>, Problem> {
 pub(super) async fn authorised(visit: &Visit, headers: &HeaderMap) -> Result<Agent, Problem> {
     let token = bearer(headers).ok_or_else(Problem::no_token)?;
     Ok(visit.front.check_in_time(token).await?)
+}
+
+/// The agent, if its token is for signaling.
+pub(super) fn may_signal(agent: Agent) -> Result<Agent, Problem> {
+    if agent.scopes.signal { Ok(agent) } else { Err(Problem::forbidden("the token lacks the scope signal")) }
 }
 
 /// An agent's id, as paths have it.

@@ -21,9 +21,8 @@ use super::{
     body::Body,
     problem::Problem,
     refresh,
-    routes::{self, Answer, parameter},
+    routes::{self, Answer, may_signal, parameter},
     switchboard::{Listener, session_id, until},
-    websocket::may_signal,
 };
 use crate::{
     clock,

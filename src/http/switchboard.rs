@@ -91,7 +91,11 @@ impl Switchboard {
     /// Its token was good when it was looked at. Who revokes an agent says so first and ends its session then: either we see
     /// that here, under the lock, or the session is there to be ended.
     fn refuse_revoked(&self, agent: &Agent) -> Result<(), Refusal> {
-        if self.revocations.refuse_token(agent) { Err(TokenRefusal::Revoked.into()) } else { Ok(()) }
+        if self.revocations.refuse_token(agent.id.as_str(), agent.issued) {
+            Err(TokenRefusal::Revoked.into())
+        } else {
+            Ok(())
+        }
     }
 
     /// Takes a seat for an agent with a session, to hear what comes after number `after`.

@@ -15,7 +15,7 @@ use tokio_rustls::server::TlsStream;
 use super::{
     Visit, peerjs,
     problem::Problem,
-    routes::{self, Answer},
+    routes::{self, Answer, may_signal},
 };
 use crate::{credentials::token::Agent, door::admission::Permit};
 
@@ -102,10 +102,6 @@ fn accept(
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
     Ok(response)
-}
-
-pub(super) fn may_signal(agent: Agent) -> Result<Agent, Problem> {
-    if agent.scopes.signal { Ok(agent) } else { Err(Problem::forbidden("the token lacks the scope signal")) }
 }
 
 fn handshake_key(headers: &HeaderMap) -> Result<&HeaderValue, Problem> {

@@ -6,6 +6,7 @@ use halfway::clock;
 
 use super::{
     super::front::PATIENCE,
+    halfway,
     instance::{Caller, Instance, serve},
     run,
 };
@@ -76,6 +77,19 @@ fn a_revoked_agent_loses_session_allocations_tokens_and_credentials() {
     let mut again = Caller::new(&instance, "agent/7", SECRET);
     assert_eq!(again.ask("Allocate auth"), "Allocate 401 realm nonce");
     assert!(instance.admin("GET /metrics").contains("reason=\"revoked\"} 6"));
+
+    let offline = [
+        "--config",
+        "h.toml",
+        "ice",
+        "agent/7",
+        "--public-ip",
+        "127.0.0.1",
+        "--turn-listen",
+        "127.0.0.1:3478",
+    ];
+    let (code, _, stderr) = run(&mut halfway(&instance.dir, &offline));
+    assert!(code == 1 && stderr.contains("agent/7 was revoked"), "{stderr}");
 
     // Let in again, by a token from later, it has credentials from later.
     next_second();
