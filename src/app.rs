@@ -246,6 +246,7 @@ impl Appliance {
         systemd::main_process(pid);
         drop(listeners);
         close(&ready, &shutdown);
+        live.front.settle().await;
         let timeout = live.config.upgrade_timeout;
         tracing::info!(
             "process {pid} takes over; this one ends with its last allocation, in {} at most",

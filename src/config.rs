@@ -12,6 +12,7 @@ use ipnet::IpNet;
 
 use crate::{
     credentials::{
+        issuer::PublicKeys,
         keyring::{InstanceSecret, Purpose},
         signaled::Signaled,
         token::TokenKeys,
@@ -417,7 +418,14 @@ fn outside(reader: &mut Reader) -> Option<Outside> {
             _ => {}
         }
     }
-    jwks.map(|jwks| Outside { jwks, issuer, audience })
+    let jwks = jwks?;
+    if let jwks::Source::File(path) = &jwks
+        && let Some(keys) = read(reader, "auth.jwks", path)
+        && let Err(why) = PublicKeys::default().adopt(&keys)
+    {
+        reader.problem("auth.jwks", format!("{}: {why}", path.display()));
+    }
+    Some(Outside { jwks, issuer, audience })
 }
 
 fn signaling(reader: &mut Reader) -> Signaling {
@@ -722,12 +730,19 @@ mod tests {
 
     #[test]
     fn an_outside_issuer_is_named_with_its_audience() {
-        let given = read("[auth]\njwks = 'keys.json'\nissuer = 'https://id.example'\naudience = 'halfway'");
+        let url = "[auth]\njwks = 'https://id.example/keys'\nissuer = 'https://id.example'\n";
+        let given = read(&format!("{url}audience = 'halfway'"));
         let outside = given.unwrap().auth.outside.unwrap();
         assert_eq!((outside.issuer.as_str(), outside.audience.as_str()), ("https://id.example", "halfway"));
+        refused(url, "h.toml:2: auth.jwks: is given without auth.audience");
+        // Read here, so that what is wrong with it is known before the start.
         refused(
-            "[auth]\njwks = 'keys.json'\nissuer = 'https://id.example'",
-            "h.toml:2: auth.jwks: is given without auth.audience",
+            "[auth]\njwks = '/nonexistent/keys.json'\nissuer = 'a'\naudience = 'b'",
+            "h.toml:2: auth.jwks: /nonexistent/keys.json cannot be read: No such file or directory (os error 2)",
+        );
+        refused(
+            "[auth]\njwks = 'Cargo.toml'\nissuer = 'a'\naudience = 'b'",
+            "h.toml:2: auth.jwks: Cargo.toml: not a JWK set: expected value at line 1 column 2",
         );
         refused("[auth]\naudience = 'halfway'", "h.toml:2: auth.audience: is given without auth.jwks");
         refused(

@@ -83,9 +83,14 @@ impl Revoking {
         loop {
             self.noted.notified().await;
             tokio::time::sleep(LATER).await;
-            if let Err(why) = self.write().await {
-                tracing::warn!("what revoked agents were given since is not kept for the next start: {why}");
-            }
+            self.settle().await;
+        }
+    }
+
+    /// Writes it now: another process is about to read it.
+    pub async fn settle(&self) {
+        if let Err(why) = self.write().await {
+            tracing::warn!("what revoked agents were given since is not kept for the next start: {why}");
         }
     }
 

@@ -219,6 +219,11 @@ impl Front {
         })
     }
 
+    /// Writes down what the next process has to know.
+    pub async fn settle(&self) {
+        self.revoking.settle().await;
+    }
+
     fn terms(&self) -> Arc<Terms> {
         Arc::clone(&self.terms.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -280,6 +285,7 @@ pub async fn serve(
         front.switchboard.tell(|hub, _| hub.restart());
         entrance.exchange.restart();
         while listening.join_next().await.is_some() {}
+        front.settle().await;
         entrance.exchange.all_gone().await;
     };
     tokio::select! {

@@ -15,7 +15,7 @@ const SECRET: &str = "sixteen bytes and more";
 const CONFIG: &str = "[credentials]\nsecrets = ['sixteen bytes and more']\n[turn]\nshards = 2\n";
 
 /// Tokens say in which second they were made.
-fn next_second() {
+pub fn next_second() {
     let now = clock::now().unix();
     while clock::now().unix() == now {
         thread::sleep(Duration::from_millis(10));
