@@ -47,7 +47,7 @@ async fn nothing_hostile_is_in_the_log_or_in_a_metric() {
     let filter = tracing_subscriber::EnvFilter::new("halfway=trace");
     let logging = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(log.clone());
     tracing::subscriber::set_global_default(logging.finish()).unwrap();
-    let host = host("").await;
+    let host = host("signaling.peerjs = true").await;
     let (mut alice, _) = host.join(&token("alice"), json!({"card": {"name": CANARY}})).await;
 
     let line_end = format!("{CANARY}\r\nx: y\n\u{1b}[31m");
@@ -81,13 +81,22 @@ async fn nothing_hostile_is_in_the_log_or_in_a_metric() {
     let bearer = format!("Bearer {CANARY}");
     assert_eq!(refused_with(host.knock(&[(header::AUTHORIZATION, &bearer)]).await), 401);
 
+    // Clients of PeerJS have their token in the URL.
+    let secret = token("peer");
+    for (id, token) in [("peer", &secret), (CANARY, &secret), ("peer", &CANARY.to_owned())] {
+        let path = format!("/peerjs?key=peerjs&id={id}&token={token}");
+        let mut peer = host.knock_at(host.tls().await, &path, &[]).await.unwrap();
+        peer.hear().await;
+        peer.leave().await;
+    }
+
     let mut plain = host.tls().await;
     plain.write_all(format!("{CANARY} / HTTP/9.9\r\n\r\n").as_bytes()).await.unwrap();
     plain.read_to_end(&mut Vec::new()).await.unwrap();
 
     let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     assert!(text.contains("HTTP connection ended"), "the log is heard: {text}");
-    assert!(!text.contains(CANARY), "{text}");
+    assert!(!text.contains(CANARY) && !text.contains(&secret), "{text}");
     let relay = crate::loopback::relay("127.0.0.1:0", 1, 36_000..=36_999);
     let instance = metrics::Instance { started: 0, certificate_ends: 0, draining: false };
     let page = metrics::page(&instance, &relay.counters(), &host.door.counters(), &host.front.counters());

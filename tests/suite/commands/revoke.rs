@@ -127,3 +127,16 @@ fn one_who_is_not_here_can_be_revoked_and_a_file_that_is_no_list_stops_the_start
     assert_eq!(code, 1);
     assert!(stderr.lines().last().unwrap().contains("revoked.json does not say who was revoked"), "{stderr}");
 }
+
+#[test]
+fn what_cannot_be_written_holds_until_the_next_start_and_says_so() {
+    let instance = Instance::start("");
+    let (token, admin) = (instance.token(&["agent-7"]), instance.token(&["ops", "--scope", "admin"]));
+    // Nothing can be put in the place of a directory.
+    std::fs::create_dir(instance.dir.path().join("halfway-data/revoked.json")).unwrap();
+    let (status, problem) = instance.ask("DELETE /v1/agents/agent-7", &admin, "");
+    assert_eq!((status, &problem["code"]), (503, &"unavailable".into()));
+    assert!(problem["detail"].as_str().unwrap().contains("until the next start"), "{problem}");
+    instance.served.expect("agent-7 is revoked until the next start, and not beyond it");
+    assert_eq!(ice(&instance, &token).0, 401);
+}
