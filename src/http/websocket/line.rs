@@ -133,8 +133,14 @@ impl Line {
     }
 
     /// A client of PeerJS says no hello: what there was to say was in its request.
+    ///
+    /// Here as for who says hello: who gave this attempt up must not take the session from the next attempt, which may have been
+    /// faster.
     pub(super) fn open(&mut self, desk: &mut Desk<'_>) -> ControlFlow<()> {
         let Stage::Greeting(Credential::Peer(credential), _) = &self.stage else { return GO_ON };
+        if has_hung_up(&self.stream.socket) {
+            return END;
+        }
         let seated = match credential {
             Ok(agent) => sit_down_as_peer(&self.visit, desk, agent).map_err(|refusal| {
                 self.visit.front.switchboard.tell(|hub, _| hub.count_refusal(&refusal));
@@ -206,7 +212,6 @@ impl Line {
     /// The first frame is the hello.
     fn greet(&mut self, desk: &mut Desk<'_>, said: &Said<'_>) -> ControlFlow<()> {
         let Stage::Greeting(credential, _) = &self.stage else { return GO_ON };
-        // Who gave this attempt up must not take the session from the next attempt, which may have been faster.
         if has_hung_up(&self.stream.socket) {
             return END;
         }
