@@ -79,7 +79,7 @@ class Passage:
         self.writers, self.piece, self.rest = {}, b"", b""
         self.left = dict.fromkeys(WAYS, math.inf)
         self.gates = {way: asyncio.Event() for way in WAYS}
-        self.severed, self.came_through = asyncio.Event(), asyncio.Event()
+        self.severed, self.came_through, self.given_up = asyncio.Event(), asyncio.Event(), False
         early = chance.random() < EARLY
         self.lasts = 0 if early else chance.uniform(*LASTS)
         self.way, self.bytes = chance.choice(WAYS), chance.randrange(FIRST_BYTES if early else BYTES)
@@ -92,6 +92,9 @@ class Passage:
             return agent[1].transport.abort()
         self.readers = {UP: agent[0], DOWN: halfway[0]}
         self.writers = {UP: halfway[1], DOWN: agent[1]}
+        if self.given_up:
+            # It would be the only one that is left, of an agent that needs two.
+            return self.reset()
         for way, writer in self.writers.items():
             # What is closed and not only shut down is reset.
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -162,6 +165,7 @@ class Passage:
             self.gates[way].clear()
 
     def reset(self):
+        self.given_up = True
         for writer in self.writers.values():
             writer.transport.abort()
 
