@@ -5,9 +5,9 @@
 
 use std::{
     fs, io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -21,16 +21,21 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{clock, credentials::issuer::PublicKeys, data_dir::DataDir, tls};
+use crate::{
+    clock,
+    credentials::issuer::PublicKeys,
+    data_dir::DataDir,
+    tls::{
+        self,
+        files::{LOOK, stamp},
+    },
+};
 
 /// Bytes of a JWK set.
 const MAX_SET: usize = 256 << 10;
 
 /// For one request, with its answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// How often a file is looked at.
-const LOOK: Duration = Duration::from_secs(5);
 
 /// How often a URL is fetched where its answer does not say (`Cache-Control: max-age`), and the bounds of what it may say.
 const DEFAULT_AGE: Duration = Duration::from_secs(900);
@@ -73,9 +78,6 @@ struct Kept<'a> {
     #[serde(borrow)]
     set: &'a RawValue,
 }
-
-/// What tells one version of a file from another.
-type Stamp = Option<(SystemTime, u64)>;
 
 impl Jwks {
     /// Reads the file, or what was kept of the URL; [`Self::follow`] does the rest.
@@ -138,7 +140,7 @@ impl Jwks {
         }
     }
 
-    async fn follow_file(&self, path: &PathBuf) {
+    async fn follow_file(&self, path: &Path) {
         let mut known = stamp(path);
         loop {
             // Whoever wants a key waits for this look.
@@ -154,13 +156,13 @@ impl Jwks {
         }
     }
 
-    fn read(&self, path: &PathBuf) -> Result<(), String> {
+    fn read(&self, path: &Path) -> Result<(), String> {
         let length = fs::metadata(path).map_err(|error| error.to_string())?.len();
         if length > MAX_SET as u64 {
             return Err(too_large());
         }
         let set = fs::read(path).map_err(|error: io::Error| error.to_string())?;
-        self.keys.adopt(&set).map(|_| ())
+        self.keys.adopt(&set)
     }
 
     async fn follow_url(&self, url: &Uri) {
@@ -193,6 +195,7 @@ impl Jwks {
 
     /// Gives how long it may be before the next time.
     async fn fetch(&self, url: &Uri) -> Result<Duration, String> {
+        // Anew each time: whom this system trusts changes within the years that a process may run.
         let client = Client::builder(TokioExecutor::new()).build(tls::connector()?);
         let request = Request::get(url)
             .header(header::ACCEPT, "application/jwk-set+json, application/json")
@@ -234,11 +237,6 @@ impl Jwks {
             let _ = self.keys.adopt(kept.set.get().as_bytes());
         }
     }
-}
-
-fn stamp(path: &PathBuf) -> Stamp {
-    let found = fs::metadata(path).ok()?;
-    Some((found.modified().ok()?, found.len()))
 }
 
 fn too_large() -> String {

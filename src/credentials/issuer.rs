@@ -83,12 +83,12 @@ impl Issuer {
 }
 
 impl PublicKeys {
-    /// Takes the keys of a JWK set in place of those before; gives how many there are. Keys of other kinds than RS256, ES256
+    /// Takes the keys of a JWK set in place of those before. Keys of other kinds than RS256, ES256
     /// and EdDSA, and those that are not for signatures, are left out.
     ///
     /// # Errors
     /// One line for people, when it is no such set, or there is no key that we can use. Nothing has changed then.
-    pub fn adopt(&self, json: &[u8]) -> Result<usize, String> {
+    pub fn adopt(&self, json: &[u8]) -> Result<(), String> {
         #[derive(Deserialize)]
         struct Set<'a> {
             #[serde(borrow)]
@@ -100,9 +100,8 @@ impl PublicKeys {
         if keys.is_empty() {
             return Err("no key for RS256, ES256 or EdDSA in it".to_owned());
         }
-        let count = keys.len();
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = keys;
-        Ok(count)
+        Ok(())
     }
 
     fn get(&self) -> Arc<[PublicKey]> {

@@ -123,12 +123,6 @@ impl Revocations {
         self.0.version.load(Relaxed)
     }
 
-    /// How many agents there are.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.read().len()
-    }
-
     /// All of it, to be kept.
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {
@@ -244,6 +238,6 @@ mod tests {
         assert_eq!(revocations.revoke(now, "one more", HOUR, HOUR), Err(TooMany));
         assert_eq!(revocations.revoke(now, "7", HOUR, HOUR), Ok(()), "an old one is not one more");
         assert_eq!(revocations.revoke(now + 2 * HOUR, "one more", HOUR, HOUR), Ok(()));
-        assert_eq!(revocations.count(), 1);
+        assert_eq!(revocations.read().len(), 1);
     }
 }

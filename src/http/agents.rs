@@ -5,7 +5,7 @@ use hyper::{Request, StatusCode, body::Incoming};
 use super::{
     Visit,
     problem::Problem,
-    routes::{Answer, authorised, decoded, json, json_bytes, may_signal, parameter},
+    routes::{Answer, authorised, decoded, empty, json, json_bytes, may_signal, parameter},
 };
 use crate::{
     credentials::token::AgentId,
@@ -30,9 +30,7 @@ pub(super) async fn revoke(visit: &Visit, request: &Request<Incoming>) -> Result
     let agent = named(request)?;
     visit.front.revoke(&agent).await?;
     tracing::info!(%agent, by = %operator.id, "revoked");
-    let mut done = Answer::default();
-    *done.status_mut() = StatusCode::NO_CONTENT;
-    Ok(done)
+    Ok(empty(StatusCode::NO_CONTENT))
 }
 
 /// `GET /v1/agents/{agent}`: its card, as it is.

@@ -173,8 +173,7 @@ async fn route(
 }
 
 fn preflight() -> Answer {
-    let mut response = Answer::default();
-    *response.status_mut() = StatusCode::NO_CONTENT;
+    let mut response = empty(StatusCode::NO_CONTENT);
     origin::permit(response.headers_mut());
     response
 }
@@ -290,6 +289,13 @@ pub(super) fn parameter<'a, B>(request: &'a Request<B>, name: &str) -> Result<Op
     let value = pairs.filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name);
     let decoded = value.map(|(_, value)| percent_decode_str(value).decode_utf8()).transpose();
     decoded.map_err(|_| Problem::bad_request("the query is not UTF-8"))
+}
+
+/// Done, and nothing more to say.
+pub(super) fn empty(status: StatusCode) -> Answer {
+    let mut done = Answer::default();
+    *done.status_mut() = status;
+    done
 }
 
 /// Never stored: what we answer in JSON is secret, or old in a moment.

@@ -257,11 +257,7 @@ pub(super) async fn send(visit: &Visit, request: Request<Incoming>, kind: Kind) 
         hub.visit(now, &agent, None).map_err(|_| Problem::gone())?;
         hub.pass(now, &agent.id, visit.parse(&frame)).map_err(|refusal| Problem::from(&refusal))
     });
-    answer.map(|()| {
-        let mut accepted = Answer::default();
-        *accepted.status_mut() = StatusCode::ACCEPTED;
-        accepted
-    })
+    answer.map(|()| routes::empty(StatusCode::ACCEPTED))
 }
 
 /// `GET /signal/{self}/…`: takes what waits of one kind.

@@ -1,6 +1,12 @@
 //! A certificate that somebody else renews: its files are looked at, and taken when they have changed.
 
-use std::{fs, os::unix::fs::MetadataExt, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{Certificate, certificates::Certificates};
 use crate::clock;
@@ -21,11 +27,18 @@ pub struct Files {
     pub key: PathBuf,
 }
 
+/// What tells one version of a file from another.
+pub type Stamp = (u64, i64, i64, u64);
+
+/// That of a file, if it is there; links are followed.
+#[must_use]
+pub fn stamp(path: &Path) -> Option<Stamp> {
+    fs::metadata(path).ok().map(|it| (it.ino(), it.mtime(), it.mtime_nsec(), it.size()))
+}
+
 impl Files {
-    /// What tells one version of both from another; links are followed.
-    fn stamp(&self) -> Option<[(u64, i64, i64, u64); 2]> {
-        let of = |path| fs::metadata(path).ok().map(|it| (it.ino(), it.mtime(), it.mtime_nsec(), it.size()));
-        Some([of(&self.cert)?, of(&self.key)?])
+    fn stamp(&self) -> Option<[Stamp; 2]> {
+        Some([stamp(&self.cert)?, stamp(&self.key)?])
     }
 
     /// Reads both.

@@ -27,6 +27,11 @@ PIDFD_GETFD = 438
 ROUNDS = 4
 
 
+def allocations(numbers):
+    """How many live, by what `metrics` gave."""
+    return sum(value for name, value in numbers.items() if name.startswith("halfway_allocations{"))
+
+
 class Appliance:
     """A running `halfway serve`, with a certificate by a throw-away authority."""
 
@@ -96,6 +101,10 @@ class Appliance:
         """Every number at /metrics, by name and labels."""
         page = self.namespace.run("curl", "-sS", "http://127.0.0.1:9478/metrics")
         return {name: float(value) for name, value in re.findall(r"^(halfway_\S+) (\S+)$", page, re.M)}
+
+    def allocations(self):
+        """How many live, whatever the transport."""
+        return allocations(self.metrics())
 
     def resident(self):
         """Resident memory in KiB."""

@@ -68,12 +68,8 @@ def visit(lab, name, site):
         yield nat.get("carrierGrade") == (name == "carrier-grade"), f"{name}: carrier-grade: {nat.get('carrierGrade')}"
     paths = {path["peer"]: path["path"] for path in told["paths"]}
     yield paths["udpBlocked"] == BLOCKED[site.kind.way], f"{name}: {paths}"
-    left = settled(lambda: allocations(lab.appliance), lambda left: not left)
+    left = settled(lab.appliance.allocations, lambda left: not left)
     yield not left, f"{name}: allocations left: {left:.0f}"
-
-
-def allocations(appliance):
-    return sum(value for key, value in appliance.metrics().items() if key.startswith("halfway_allocations{"))
 
 
 def stranger(lab):

@@ -75,14 +75,15 @@ def ends(appliance, sites, directory):
     old, admin = appliance.token(names[1]), appliance.token("ops", "--scope", "admin")
     pages = talk(appliance, sites, directory, names, 600)
     try:
-        before = held(appliance)
+        before = appliance.allocations()
         asked = time.monotonic()
         status = ask(appliance, admin, f"/v1/agents/{names[1]}", "-X", "DELETE")
         while not (ended := revoked(appliance)) and time.monotonic() - asked < 5:
             pass
         took = time.monotonic() - asked
         yield status == "204" and ended and took < 1, f"{ended:.0f} of {before:.0f} allocations ended after {took:.2f} s"
-        yield held(appliance) == before - ended > 0, f"{held(appliance):.0f} are left"
+        left = appliance.allocations()
+        yield left == before - ended > 0, f"{left:.0f} are left"
         told = pages[1].console(lambda line: "signaling ended (4002)" in line, PATIENCE)
         yield bool(told), "its page heard that it was revoked"
         yield (status := ask(appliance, old, "/v1/ice")) == "401", f"its token from before: {status}"
@@ -102,10 +103,6 @@ def ask(appliance, token, path, *flags):
     """The status of the answer."""
     command = "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--cacert", appliance.ca
     return appliance.namespace.run(*command, "-H", f"Authorization: Bearer {token}", *flags, appliance.url + path)
-
-
-def held(appliance):
-    return sum(value for name, value in appliance.metrics().items() if name.startswith("halfway_allocations{"))
 
 
 def revoked(appliance):

@@ -5,7 +5,7 @@ import signal
 import sys
 import tempfile
 
-from appliance import Appliance
+from appliance import Appliance, allocations
 from checks import settled, tell
 from load import found, load, settings
 from net import PUBLIC, Net
@@ -47,10 +47,6 @@ def take_over(net, appliance):
 def clients(net, transport, way):
     uri = f"turn:{PUBLIC[4]}?transport={transport}"
     return load(net.public, SECRET, way, SECONDS, uri=uri, clients=CLIENTS, rate=RATE)
-
-
-def allocations(numbers):
-    return sum(value for name, value in numbers.items() if name.startswith("halfway_allocations{"))
 
 
 def relayed(numbers):

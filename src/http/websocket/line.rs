@@ -376,12 +376,13 @@ fn hello(visit: &Visit, desk: &Desk<'_>, credential: &Credential, said: &Said<'_
         return Err(Refusal::BadFrame("the first frame is not hello".into()));
     };
     let agent = match credential {
-        Credential::Checked(agent) | Credential::Peer(Ok(agent)) => agent.clone(),
+        Credential::Checked(agent) => agent.clone(),
         Credential::Offered(token) => visit.front.check(desk.now, token)?,
-        Credential::None | Credential::Peer(Err(_)) => {
+        Credential::None => {
             let token = hello.token.as_deref().ok_or(Refusal::Token(TokenRefusal::Malformed))?;
             visit.front.check(desk.now, token)?
         }
+        Credential::Peer(_) => return Err(Refusal::BadFrame("a client of PeerJS says no hello".into())),
     };
     if !agent.scopes.signal {
         return Err(Refusal::Forbidden("the token lacks the scope signal"));

@@ -53,7 +53,7 @@ pub(super) async fn upgrade(
     request: &mut Request<Incoming>,
     accepted: &mpsc::Sender<Upgrade>,
 ) -> Result<Answer, Problem> {
-    handshake_key(request.headers())?;
+    let key = accept_key(handshake_key(request.headers())?);
     let protocols = Protocols::of(request.headers())?;
     let credential = match (routes::bearer(request.headers()), protocols.token) {
         (Some(token), _) => Credential::Checked(may_signal(visit.front.check_in_time(token).await?)?),
@@ -64,7 +64,7 @@ pub(super) async fn upgrade(
         }
         (None, None) => Credential::None,
     };
-    let mut response = accept(visit, request, accepted, credential)?;
+    let mut response = accept(visit, request, accepted, key, credential)?;
     if protocols.offered {
         let headers = response.headers_mut();
         headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
@@ -78,18 +78,18 @@ pub(super) async fn upgrade_peer(
     request: &mut Request<Incoming>,
     accepted: &mpsc::Sender<Upgrade>,
 ) -> Result<Answer, Problem> {
-    handshake_key(request.headers())?;
+    let key = accept_key(handshake_key(request.headers())?);
     let peer = peerjs::peer(visit, request).await;
-    accept(visit, request, accepted, Credential::Peer(peer))
+    accept(visit, request, accepted, key, Credential::Peer(peer))
 }
 
 fn accept(
     visit: &Visit,
     request: &mut Request<Incoming>,
     accepted: &mpsc::Sender<Upgrade>,
+    key: HeaderValue,
     credential: Credential,
 ) -> Result<Answer, Problem> {
-    let accept = accept_key(handshake_key(request.headers())?);
     if *visit.shutdown.borrow() {
         return Err(Problem::unavailable("going down"));
     }
@@ -100,7 +100,7 @@ fn accept(
     let headers = response.headers_mut();
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    headers.insert(header::SEC_WEBSOCKET_ACCEPT, key);
     Ok(response)
 }
 
