@@ -37,9 +37,9 @@ impl Origins {
     }
 }
 
-/// The answer to a preflight, beside [`Origins::share`].
-pub(super) fn permit(answer: &mut HeaderMap) {
-    answer.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST"));
+/// The answer to a preflight, beside [`Origins::share`]. `methods` are those that a page may use.
+pub(super) fn permit(answer: &mut HeaderMap, methods: &'static str) {
+    answer.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(methods));
     answer.insert(
         header::ACCESS_CONTROL_ALLOW_HEADERS,
         HeaderValue::from_static("Authorization, Content-Type, Halfway-Session, Last-Event-ID"),

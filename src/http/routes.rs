@@ -151,7 +151,7 @@ async fn route(
         return Err(Problem::method_not_allowed(route.methods()));
     }
     if *request.method() == Method::OPTIONS {
-        return Ok(preflight());
+        return Ok(preflight(route));
     }
     match route {
         Route::Healthz => Ok(text("ok\n")),
@@ -172,9 +172,11 @@ async fn route(
     }
 }
 
-fn preflight() -> Answer {
+fn preflight(route: Route) -> Answer {
     let mut response = empty(StatusCode::NO_CONTENT);
-    origin::permit(response.headers_mut());
+    // All but one path take these, or fewer.
+    let methods = if route == Route::Agent { "GET, DELETE" } else { "GET, POST" };
+    origin::permit(response.headers_mut(), methods);
     response
 }
 

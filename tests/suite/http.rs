@@ -358,6 +358,9 @@ async fn pages_of_allowed_origins_may_ask() {
         "Authorization, Content-Type, Halfway-Session, Last-Event-ID"
     );
     assert_eq!(preflight.header(header::LINK), "", "a preflight mints nothing");
+    let origin = [("origin", "https://app.example")];
+    let preflight = host.send(request("OPTIONS", "/v1/agents/agent-7", "", &origin)).await;
+    assert_eq!(preflight.header(header::ACCESS_CONTROL_ALLOW_METHODS), "GET, DELETE", "a page may revoke");
     let refusal = host.send(request("GET", "/v1/ice", "", &[("origin", "https://app.example")])).await;
     assert_eq!(refusal.header(header::ACCESS_CONTROL_ALLOW_ORIGIN), "https://app.example", "pages see why");
 }
