@@ -54,7 +54,10 @@ function exchange(peer, connection) {
 /** The kinds of the candidates that were chosen. */
 async function path(connection) {
   const stats = await connection.getStats()
-  const pair = [...stats.values()].find((stat) => stat.type === 'candidate-pair' && stat.nominated && stat.state === 'succeeded')
+  const all = [...stats.values()]
+  // Not whichever is nominated: data may flow before. Firefox has no statistics of the transport, and marks the pair instead.
+  const chosen = all.find(({ type }) => type === 'transport')?.selectedCandidatePairId
+  const pair = chosen ? stats.get(chosen) : all.find(({ type, selected }) => type === 'candidate-pair' && selected)
   return [pair?.localCandidateId, pair?.remoteCandidateId].map((id) => stats.get(id)?.candidateType)
 }
 

@@ -40,7 +40,7 @@ def meet(appliance, sites, directory, caller, called):
             result = page.result(PATIENCE)
             whole = result["received"] == MESSAGES and result["in_order"] and result["from_peer"] and result["blob_ok"]
             yield whole, f"{page.name}: {result}"
-            yield (result["local"], result["remote"]) == ("relay", "relay"), f"{page.name}: through the relay"
+            yield (result.get("local"), result.get("remote")) == ("relay", "relay"), f"{page.name}: through the relay"
     finally:
         for page in pages:
             page.stop()
