@@ -38,7 +38,10 @@ use crate::{
         websocket::exchange::Exchange,
     },
     logging, metrics,
-    relay::{Relay, RelayConfig},
+    relay::{
+        Kernel, Relay, RelayConfig,
+        xdp::{self, Attachments},
+    },
     revoking::Revoking,
     systemd,
     turn::{
@@ -169,6 +172,7 @@ impl Prepared {
         let Self { mut live, listeners, exchange, ready } = self;
         live.keeping.keep(&live.config);
         live.keys.follow();
+        live.relay.use_kernel();
         let Live { relay, door, front, .. } = &live;
         let [public, admin, for_relay, for_acme] =
             listeners.streams().map_err(|error| format!("cannot listen: {error}"))?;
@@ -379,16 +383,35 @@ fn policy(
     }
 }
 
+/// The kernel's path, if it is wanted and can be had.
+fn kernel(config: &Config, policy: &Policy) -> Option<Kernel> {
+    let mode = config.turn.xdp?;
+    let bound = policy.relays.iter().map(|relay| relay.bound);
+    let addresses = bound.chain(config.turn.listen.iter().map(SocketAddr::ip)).collect();
+    match xdp::load() {
+        Ok((maps, object)) => {
+            Some(Kernel { maps: Arc::new(maps), attachments: Attachments::new(object, mode, addresses) })
+        }
+        Err(why) => {
+            tracing::warn!("turn.xdp: the kernel does not take the program, and user space relays: {why}");
+            None
+        }
+    }
+}
+
 fn relay_config(config: &Config, keys: &Keys, policy: Policy) -> RelayConfig {
+    let kernel = kernel(config, &policy);
+    let accounts = kernel.as_ref().map(|kernel| kernel.maps.accounts()).unwrap_or_default();
     RelayConfig {
         ports: config.turn.relay_ports.clone(),
         policy,
-        quotas: Quotas::new(config.turn.quotas()),
+        quotas: Quotas::sharing(config.turn.quotas(), accounts),
         strangers: Strangers::new(config.turn.unauthenticated_per_second),
         realm: config.turn.realm.clone(),
         secrets: keys.turn.clone(),
         nonces: Nonces::new(&keys.instance.derive(Purpose::Nonce)),
         revocations: keys.revocations.clone(),
+        kernel,
     }
 }
 

@@ -19,6 +19,7 @@ use crate::{
         turn_rest::TurnSecrets,
     },
     jwks,
+    relay::xdp::Mode,
     signaling::limits::{HEARTBEAT, Limits, Rate},
     tls::{self, files::Files},
     turn::{
@@ -107,6 +108,8 @@ pub struct Turn {
     pub relay_ips: Vec<IpAddr>,
     /// Ports of relayed addresses.
     pub relay_ports: RangeInclusive<u16>,
+    /// How the kernel relays channels, if it does.
+    pub xdp: Option<Mode>,
     /// Never 0: resolved to the number of cores.
     pub shards: usize,
     /// Peers that may be reached although the default list denies them.
@@ -229,6 +232,7 @@ impl Config {
             ("turn.realm", self.turn.realm == other.turn.realm),
             ("turn.relay_ips", self.turn.relay_ips == other.turn.relay_ips),
             ("turn.relay_ports", self.turn.relay_ports == other.turn.relay_ports),
+            ("turn.xdp", self.turn.xdp == other.turn.xdp),
             ("turn.shards", self.turn.shards == other.turn.shards),
             ("admin.listen", self.admin.listen == other.admin.listen),
             ("log.format", self.log.json == other.log.json),
@@ -371,6 +375,7 @@ fn turn(reader: &mut Reader, around: &Surroundings) -> Turn {
         realm: reader.text("turn.realm", parse::realm).unwrap_or_else(|| "halfway".to_owned()),
         relay_ips: reader.list("turn.relay_ips", parse::address).unwrap_or_default(),
         relay_ports: reader.text("turn.relay_ports", parse::ports).unwrap_or(49152..=65535),
+        xdp: reader.text("turn.xdp", parse::xdp).flatten(),
         shards: shards.filter(|&shards| shards != 0).unwrap_or(around.cores),
         allow_peers: reader.list("turn.allow_peers", parse::network).unwrap_or_default(),
         deny_peers: reader.list("turn.deny_peers", parse::network).unwrap_or_default(),
@@ -543,7 +548,7 @@ fn size(reader: &mut Reader, key: &'static str, default: u32) -> usize {
 fn refuse_what_comes_later(reader: &mut Reader) {
     let text = |text: &str| Value::Text(text.to_owned());
     let empty = || Value::List(Vec::new());
-    for (key, default) in [("turn.xdp", text("off")), ("cluster.nats", empty()), ("cluster.node", text(""))] {
+    for (key, default) in [("cluster.nats", empty()), ("cluster.node", text(""))] {
         reader.not_yet(key, &default);
     }
 }
@@ -754,6 +759,10 @@ mod tests {
             "turn.peer_policy = 'closed'",
             r#"h.toml:1: turn.peer_policy: "closed" is neither "open" nor "signaled""#,
         );
+        refused(
+            "turn.xdp = 'on'",
+            r#"h.toml:1: turn.xdp: "on" is none of "auto", "driver", "generic" and "off""#,
+        );
     }
 
     #[test]
@@ -761,10 +770,6 @@ mod tests {
         let defaults = "turn.xdp = 'off'\n\
             signaling.peerjs = false\ncluster.nats = []\nauth.jwks = ''\nturn.peer_policy = 'open'";
         assert!(read(defaults).is_ok());
-        refused(
-            "turn.xdp = 'auto'",
-            r#"h.toml:1: turn.xdp: is not supported by this version: leave it out, or at "off""#,
-        );
         refused(
             "cluster.nats = ['nats://a:4222']",
             "h.toml:1: cluster.nats: is not supported by this version: leave it out, or at []",

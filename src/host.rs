@@ -6,6 +6,7 @@ use std::{
     os::fd::AsRawFd,
 };
 
+use nix::ifaddrs::InterfaceAddress;
 use socket2::{Domain, Socket, Type};
 
 use crate::turn::RelayAddress;
@@ -165,12 +166,15 @@ fn interface_addresses() -> io::Result<Vec<IpAddr>> {
 }
 
 fn by_netlink() -> io::Result<Vec<IpAddr>> {
-    let address = |interface: nix::ifaddrs::InterfaceAddress| {
-        let address = interface.address?;
-        let v4 = address.as_sockaddr_in().map(|v4| v4.ip().into());
-        v4.or_else(|| address.as_sockaddr_in6().map(|v6| v6.ip().into()))
-    };
-    Ok(nix::ifaddrs::getifaddrs()?.filter_map(address).collect())
+    Ok(nix::ifaddrs::getifaddrs()?.filter_map(|interface| address_of(&interface)).collect())
+}
+
+/// The IP address of an interface, if this is one.
+#[must_use]
+pub fn address_of(interface: &InterfaceAddress) -> Option<IpAddr> {
+    let address = interface.address.as_ref()?;
+    let v4 = address.as_sockaddr_in().map(|v4| v4.ip().into());
+    v4.or_else(|| address.as_sockaddr_in6().map(|v6| v6.ip().into()))
 }
 
 /// IPv4 from the routes to this host itself, IPv6 from a list of addresses; without IPv6 there is no such list.

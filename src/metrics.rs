@@ -15,7 +15,7 @@ use crate::{
     turn::{
         Transport,
         allocation::Why,
-        counters::{Counters, Dropped, Traffic, Turns},
+        counters::{Counters, Dropped, Elsewhere, PASSED, Traffic, Turns},
         refusal::CODES,
     },
 };
@@ -112,10 +112,28 @@ impl Numbers {
             "direction",
             directions(|traffic| traffic.packets),
         );
+        self.kernel(&relay.elsewhere);
         let refusals = CODES.iter().map(ToString::to_string).zip(relay.refusals);
         self.counts("refusals", "STUN error responses, by code", "code", refusals);
         let drops = Dropped::ALL.iter().map(|why| why.name()).zip(relay.drops);
         self.counts("dropped_packets", "datagrams that went nowhere, by reason", "reason", drops);
+    }
+
+    /// `turn.xdp`; zeroes where it is off.
+    fn kernel(&mut self, kernel: &Elsewhere) {
+        let interfaces = ["driver", "generic"].into_iter().zip(kernel.interfaces);
+        self.nows(
+            "xdp_interfaces",
+            "interfaces where the kernel relays channels, by mode",
+            "mode",
+            interfaces,
+        );
+        self.now("xdp_channels", "channels that the kernel knows", kernel.channels);
+        let packets = [("to_peer", kernel.to_peers.packets), ("to_client", kernel.to_clients.packets)];
+        let meaning = "datagrams relayed by the kernel, which relayed_packets has, too";
+        self.counts("xdp_relayed_packets", meaning, "direction", packets);
+        let meaning = "packets of channels that the kernel left to user space, by reason";
+        self.counts("xdp_passed_packets", meaning, "reason", PASSED.into_iter().zip(kernel.passed));
     }
 
     fn http(&mut self, http: &http::Counters) {

@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use super::Secret;
 use crate::{
     jwks,
+    relay::xdp::Mode,
     turn::policy::{DeniedPeers, PeerPolicy},
 };
 
@@ -179,6 +180,16 @@ pub(super) fn peer_policy(text: &str) -> Result<PeerPolicy, String> {
         "open" => Ok(PeerPolicy::Open),
         "signaled" => Ok(PeerPolicy::Signaled),
         _ => Err(format!(r#"{text:?} is neither "open" nor "signaled""#)),
+    }
+}
+
+pub(super) fn xdp(text: &str) -> Result<Option<Mode>, String> {
+    match text {
+        "off" => Ok(None),
+        "auto" => Ok(Some(Mode::Auto)),
+        "driver" => Ok(Some(Mode::Driver)),
+        "generic" => Ok(Some(Mode::Generic)),
+        _ => Err(format!(r#"{text:?} is none of "auto", "driver", "generic" and "off""#)),
     }
 }
 

@@ -5,6 +5,7 @@ mod handover; // from one process to the next
 mod shard; // the loop: read, decide, send, effects, deadline
 mod sockets; // listeners, and the sockets of relayed addresses
 mod stream; // clients on TCP and TLS
+pub mod xdp; // channels in the kernel
 
 pub use handover::Link;
 pub use sockets::LISTENER_BUFFER;
@@ -23,8 +24,12 @@ use std::{
     time::Duration,
 };
 
-use self::shard::{Command, Listener, Mailbox, Place, Shard};
+use self::{
+    shard::{Command, Listener, Mailbox, Place, Shard},
+    xdp::{Attachments, Maps, Mirror},
+};
 use crate::{
+    clock,
     credentials::{revocations::Revocations, turn_rest::TurnSecrets},
     door::RelayClient,
     poll,
@@ -42,7 +47,7 @@ use crate::{
 };
 
 /// What a relay is built from.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct RelayConfig {
     /// Ports of relayed addresses.
     pub ports: RangeInclusive<u16>,
@@ -60,6 +65,17 @@ pub struct RelayConfig {
     pub nonces: Nonces,
     /// Whose older users are accepted no more.
     pub revocations: Revocations,
+    /// The kernel's path, where there is one.
+    pub kernel: Option<Kernel>,
+}
+
+/// The kernel's path, as all shards share it.
+#[derive(Clone)]
+pub struct Kernel {
+    /// Where routes are written.
+    pub maps: Arc<Maps>,
+    /// Where the program is.
+    pub attachments: Attachments,
 }
 
 /// A running relay; dropping it ends all allocations.
@@ -68,6 +84,7 @@ pub struct Relay {
     mailboxes: Arc<[Mailbox]>,
     adopted: Adopted,
     quotas: Quotas,
+    kernel: Option<Kernel>,
     /// Whose turn it is to take the next stream.
     turn: AtomicUsize,
     threads: Vec<JoinHandle<()>>,
@@ -96,6 +113,13 @@ impl Relay {
             .map_err(|error| format!("cannot start the relay: {error}"))
     }
 
+    /// Lets the kernel relay what it can, from now on. The process before must have left the interfaces.
+    pub fn use_kernel(&self) {
+        if let Some(kernel) = &self.kernel {
+            kernel.attachments.keep();
+        }
+    }
+
     /// Where clients send to.
     #[must_use]
     pub fn listening(&self) -> &[SocketAddr] {
@@ -118,6 +142,9 @@ impl Relay {
     /// Lets the relay at the other ends of `links`, one for each shard, have the listeners, and tells it who is here. Takes
     /// nobody new from now on.
     pub fn hand_over(&self, links: Vec<Link>) {
+        if let Some(kernel) = &self.kernel {
+            kernel.attachments.leave();
+        }
         for (shard, link) in self.mailboxes.iter().zip(links) {
             let (to, done) = mpsc::sync_channel(1);
             shard.tell(Command::HandOver(link, to));
@@ -129,6 +156,9 @@ impl Relay {
     /// Reads the listeners again: the process that had them has come to nothing.
     pub fn take_back(&self) {
         self.mailboxes.iter().for_each(|shard| shard.tell(Command::TakeBack));
+        if let Some(kernel) = &self.kernel {
+            kernel.attachments.come_back();
+        }
     }
 
     /// How many shards there are.
@@ -152,6 +182,10 @@ impl Relay {
     pub fn counters(&self) -> Counters {
         let mut sum = Counters::default();
         self.count().flatten().for_each(|counters| sum += &counters);
+        if let Some(kernel) = &self.kernel {
+            sum.elsewhere.passed = kernel.maps.passes();
+            sum.elsewhere.interfaces = kernel.attachments.count();
+        }
         sum
     }
 
@@ -224,8 +258,8 @@ fn start_shards(
             .spawn(move || supervise(first, &config, &place))
     };
     let threads = places.map(start).collect::<io::Result<_>>()?;
-    let quotas = config.quotas.clone();
-    Ok(Relay { listening, mailboxes, adopted, quotas, turn: AtomicUsize::new(0), threads })
+    let (quotas, kernel) = (config.quotas.clone(), config.kernel.clone());
+    Ok(Relay { listening, mailboxes, adopted, quotas, kernel, turn: AtomicUsize::new(0), threads })
 }
 
 /// The n-th socket of each address is the n-th shard's.
@@ -306,12 +340,16 @@ fn shard(config: &RelayConfig, place: &Place) -> io::Result<Shard> {
         quotas: config.quotas.clone(),
         strangers: config.strangers.clone(),
         ports: relays.iter().map(|_| share(&config.ports, index, count).collect()).collect(),
+        announces_routes: config.kernel.is_some(),
     };
     let mut server = Server::new(setup);
     if let Some(rules) = place.adopted.lock().unwrap_or_else(PoisonError::into_inner).clone() {
         server.adopt(rules);
     }
-    Shard::new(server, relays, place)
+    let of_kernel =
+        |kernel: &Kernel| Mirror::new(&kernel.maps, index, count, relays.clone(), clock::now().mono);
+    let mirror = config.kernel.as_ref().map(of_kernel);
+    Shard::new(server, relays, mirror, place)
 }
 
 /// Every `count`-th pair of ports, from `index` on: pairs, so that each shard has even ports to give.
@@ -347,6 +385,7 @@ mod tests {
             mailboxes: Arc::new([mailbox]),
             adopted: Adopted::default(),
             quotas: Quotas::new(Limits::default()),
+            kernel: None,
             turn: AtomicUsize::new(0),
             threads: Vec::new(),
         };

@@ -23,6 +23,7 @@ use super::{
     owner,
     sockets::{Overflow, RelaySockets},
     stream::Streams,
+    xdp::Mirror,
 };
 use crate::{
     clock::{self, Now},
@@ -31,6 +32,7 @@ use crate::{
     turn::{
         Family, RelayAddress, RelayPort,
         counters::{Counters, Dropped, Turns},
+        forward::Carried,
         quota::Tenure,
         server::{Effect, Rules, Server},
     },
@@ -139,6 +141,8 @@ pub struct Shard {
     spare: Vec<Parcel>,
     streams: Streams,
     other: Other,
+    /// Its channels in the kernel.
+    mirror: Option<Mirror>,
     turns: Turns,
     /// When the streams are next looked at for those that take too long.
     look: Instant,
@@ -179,7 +183,12 @@ impl Shard {
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn new(server: Server, relays: Vec<RelayAddress>, place: &Place) -> io::Result<Self> {
+    pub fn new(
+        server: Server,
+        relays: Vec<RelayAddress>,
+        mirror: Option<Mirror>,
+        place: &Place,
+    ) -> io::Result<Self> {
         let poll = Poll::new()?;
         poll.add(&*place.inbox.waker, WAKER)?;
         let link = place.link.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -208,6 +217,7 @@ impl Shard {
             spare: Vec::new(),
             streams: Streams::default(),
             other: Other::new(link),
+            mirror,
             turns: Turns::default(),
             look: now.mono,
             now,
@@ -242,6 +252,7 @@ impl Shard {
             self.server.handle_timeout(self.now);
             let obeyed = self.obey(inbox);
             self.close_overdue_streams();
+            self.look_at_kernel();
             self.apply_effects();
             self.send_all();
             self.flush_streams();
@@ -258,7 +269,8 @@ impl Shard {
     fn next_deadline(&self) -> Option<Instant> {
         let look = (!self.streams.is_empty()).then_some(self.look);
         let again = self.holds_parcels().then(|| clock::now().mono + AGAIN);
-        self.server.poll_timeout().into_iter().chain(look).chain(again).min()
+        let kernel = self.mirror.as_ref().and_then(Mirror::next_look);
+        self.server.poll_timeout().into_iter().chain(look).chain(again).chain(kernel).min()
     }
 
     fn obey(&mut self, inbox: &Inbox) -> Obeyed {
@@ -286,9 +298,25 @@ impl Shard {
 impl Shard {
     fn counters(&mut self) -> Counters {
         (0..self.listeners.len()).for_each(|index| self.count_overflow(index));
+        self.count_in_kernel();
         let handed_over = self.other.clients() as u64;
         let (streams, waiting, turns) = (self.streams.count(), self.streams.waiting(), self.turns);
-        Counters { streams, waiting, turns, handed_over, ..self.server.counters() }
+        let mut counters = Counters { streams, waiting, turns, handed_over, ..self.server.counters() };
+        counters.elsewhere.channels = self.mirror.as_ref().map_or(0, Mirror::len) as u64;
+        counters
+    }
+
+    fn look_at_kernel(&mut self) {
+        if self.mirror.as_ref().and_then(Mirror::next_look).is_some_and(|at| at <= self.now.mono) {
+            self.count_in_kernel();
+        }
+    }
+
+    /// What the kernel has relayed since it was last asked.
+    fn count_in_kernel(&mut self) {
+        let Some(mirror) = &mut self.mirror else { return };
+        let quotas = self.server.quotas().clone();
+        mirror.look(&quotas, self.now.mono, |client, carried| _ = self.server.carried(client, carried));
     }
 
     /// What did not fit into a listener's buffer since it was last asked.
@@ -308,6 +336,8 @@ enum Obeyed {
 impl Shard {
     fn apply_effects(&mut self) {
         let mut ports_moved = false;
+        // What the kernel has relayed of an allocation that ends now.
+        let mut last = Carried::default();
         while let Some(effect) = self.server.poll_effect() {
             match effect {
                 Effect::TakeRelay(at) => {
@@ -326,8 +356,22 @@ impl Shard {
                     self.sockets.close(at);
                     self.tell_relayed(at, false);
                 }
-                Effect::Ended(ended) => {
+                Effect::RouteAdded(route) => {
+                    if let Some(mirror) = &mut self.mirror {
+                        mirror.add(&route, self.server.quotas(), self.now.mono);
+                    }
+                }
+                Effect::RouteRemoved(client, channel) => {
+                    let Some(mirror) = &mut self.mirror else { continue };
+                    let carried = mirror.remove(&client, channel, self.server.quotas(), self.now.mono);
+                    if !self.server.carried(&client, &carried) {
+                        last += carried;
+                    }
+                }
+                Effect::Ended(mut ended) => {
                     self.tell_left(ended.client);
+                    // Its routes are removed right before it ends.
+                    ended.add(&std::mem::take(&mut last));
                     log_ended(&ended);
                 }
                 Effect::Reclaim(idle) => self.mailboxes[idle.shard].tell(Command::Reclaim(idle)),

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Family, FiveTuple, counters::Traffic, quota::Seat};
+use super::{Family, FiveTuple, counters::Traffic, forward::Carried, quota::Seat};
 
 /// LIFETIME is never granted shorter: one lost Refresh must not cost a client its allocation.
 pub const LIFETIME_MIN: Duration = Duration::from_secs(1_200);
@@ -72,6 +72,14 @@ pub struct Ended {
     pub to_clients: Traffic,
     /// Why it ended.
     pub why: Why,
+}
+
+impl Ended {
+    /// What another path had relayed at the end.
+    pub fn add(&mut self, carried: &Carried) {
+        self.to_peers += carried.to_peers;
+        self.to_clients += carried.to_clients;
+    }
 }
 
 /// Why an allocation ended.

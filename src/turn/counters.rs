@@ -38,6 +38,45 @@ pub struct Counters {
     pub refusals: [u64; CODES.len()],
     /// Packets dropped, in the order of [`Dropped::ALL`].
     pub drops: [u64; Dropped::ALL.len()],
+    /// What another path than this one has done of all that.
+    pub elsewhere: Elsewhere,
+}
+
+/// The path that follows the routes and relays beside this one (`turn.xdp`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// Interfaces that have it in their drivers, and in the stack.
+    pub interfaces: [u64; 2],
+    /// Channels that it knows.
+    pub channels: u64,
+    /// From clients to their peers; in [`Counters::to_peers`], too.
+    pub to_peers: Traffic,
+    /// From peers to their clients; in [`Counters::to_clients`], too.
+    pub to_clients: Traffic,
+    /// Packets of channels that it left to this one, in the order of [`PASSED`].
+    pub passed: [u64; PASSED.len()],
+}
+
+/// Why the other path left a packet to this one, in the order of its own numbers, by the names in metrics.
+pub const PASSED: [&str; 8] = [
+    "link_unknown",
+    "no_channel_back",
+    "last_hop",
+    "unfinished_checksum",
+    "no_checksum",
+    "too_long",
+    "ended",
+    "no_room",
+];
+
+impl std::ops::AddAssign<&Self> for Elsewhere {
+    fn add_assign(&mut self, other: &Self) {
+        self.interfaces.iter_mut().zip(other.interfaces).for_each(|(sum, more)| *sum += more);
+        self.channels += other.channels;
+        self.to_peers += other.to_peers;
+        self.to_clients += other.to_clients;
+        self.passed.iter_mut().zip(other.passed).for_each(|(sum, more)| *sum += more);
+    }
 }
 
 /// Ports of relayed addresses, of all families together.
@@ -198,5 +237,6 @@ impl std::ops::AddAssign<&Self> for Counters {
         self.to_clients += other.to_clients;
         self.refusals.iter_mut().zip(other.refusals).for_each(|(sum, more)| *sum += more);
         self.drops.iter_mut().zip(other.drops).for_each(|(sum, more)| *sum += more);
+        self.elsewhere += &other.elsewhere;
     }
 }

@@ -112,6 +112,53 @@ pub enum Unwritten {
     Full,
 }
 
+/// A channel in force of a client on UDP: all that another path needs to relay its packets as this table would.
+#[derive(Clone, Debug)]
+pub struct ChannelRoute {
+    /// Who sends on it, and hears.
+    pub client: FiveTuple,
+    /// Its number.
+    pub channel: Channel,
+    /// The relayed address that the peer sees.
+    pub relay: RelayPort,
+    /// Who is at the other end.
+    pub peer: PeerAddr,
+    /// What the permission is worth; never [`Reach::Discarded`].
+    pub reach: Reach,
+    /// When it ends, unless it is renewed, or taken back before.
+    pub until: Instant,
+    /// Who is to hear of its packets, and pays for them.
+    pub tenure: Arc<Tenure>,
+}
+
+/// What has changed for such a path.
+#[derive(Clone, Debug)]
+pub enum RouteChange {
+    /// A channel is in force from now on, or for longer than it was.
+    Added(Box<ChannelRoute>),
+    /// It is no more.
+    Removed(FiveTuple, Channel),
+}
+
+/// What such a path has relayed of one channel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Carried {
+    /// From the client.
+    pub to_peers: Traffic,
+    /// To the client.
+    pub to_clients: Traffic,
+    /// Packets, either way, that were more than the agent may relay.
+    pub over_bandwidth: u64,
+}
+
+impl std::ops::AddAssign for Carried {
+    fn add_assign(&mut self, other: Self) {
+        self.to_peers += other.to_peers;
+        self.to_clients += other.to_clients;
+        self.over_bandwidth += other.over_bandwidth;
+    }
+}
+
 /// The table.
 #[derive(Debug, Default)]
 pub struct Forward {
@@ -120,6 +167,8 @@ pub struct Forward {
     by_relay: HashMap<RelayPort, AllocationId>,
     /// When this batch of packets was read, as tenures count it.
     tick: u64,
+    /// For whoever follows the routes; `None` where nobody does.
+    changes: Option<Vec<RouteChange>>,
 }
 
 #[derive(Debug)]
@@ -306,6 +355,30 @@ impl Forward {
         id
     }
 
+    /// Routes are announced from now on.
+    pub fn announce(&mut self) {
+        self.changes = Some(Vec::new());
+    }
+
+    /// What has been announced since this was last asked.
+    pub fn changes(&mut self) -> impl Iterator<Item = RouteChange> + '_ {
+        self.changes.iter_mut().flat_map(|changes| changes.drain(..))
+    }
+
+    /// Another path has relayed packets of `client`. Gives whether its allocation is still here.
+    pub fn carried(&mut self, counters: &mut Counters, client: &FiveTuple, carried: &Carried) -> bool {
+        counters.to_peers += carried.to_peers;
+        counters.to_clients += carried.to_clients;
+        counters.elsewhere.to_peers += carried.to_peers;
+        counters.elsewhere.to_clients += carried.to_clients;
+        counters.dropped(Dropped::Bandwidth, carried.over_bandwidth);
+        let Some(id) = self.by_client.get(client) else { return false };
+        let route = &mut self.routes[id.0];
+        route.to_peers += carried.to_peers;
+        route.to_clients += carried.to_clients;
+        true
+    }
+
     /// A dual allocation loses its relayed address of `family`, and what it held for peers of that family.
     pub fn close_family(&mut self, id: AllocationId, family: Family) -> Option<RelayPort> {
         let route = &mut self.routes[id.0];
@@ -313,7 +386,9 @@ impl Forward {
         let (_, relay) = route.relayed.remove(index);
         self.by_relay.remove(&relay);
         route.permissions.retain(|ip, _| Family::of(*ip) != family);
-        route.channels.retain(|binding| Family::of(binding.peer.0.ip()) != family);
+        let is_lost = |binding: &Binding| Family::of(binding.peer.0.ip()) == family;
+        route.tell_removed(&mut self.changes, is_lost);
+        route.channels.retain(|binding| !is_lost(binding));
         route.channel_of.retain(|peer, _| Family::of(peer.0.ip()) != family);
         Some(relay)
     }
@@ -321,6 +396,7 @@ impl Forward {
     /// The allocation is gone, with everything it held. Gives its relayed addresses and its traffic.
     pub fn close(&mut self, id: AllocationId) -> Closed {
         let route = self.routes.remove(id.0);
+        route.tell_removed(&mut self.changes, |_| true);
         self.by_client.remove(&route.client);
         let relayed: Vec<_> = route.relayed.iter().map(|(_, relay)| *relay).collect();
         for relay in &relayed {
@@ -408,6 +484,7 @@ impl Forward {
         extend(&mut route.permissions, peer.0.ip(), reach, until);
         if reach != Reach::Discarded {
             route.channel_of.insert(peer, channel);
+            route.tell_added(&mut self.changes, &binding);
         }
         Ok(())
     }
@@ -416,6 +493,7 @@ impl Forward {
     pub fn expire(&mut self, id: AllocationId, now: Instant) {
         let route = &mut self.routes[id.0];
         route.permissions.retain(|_, permission| permission.until > now);
+        route.tell_removed(&mut self.changes, |binding| binding.until <= now);
         for binding in route.channels.iter_mut().filter(|binding| binding.in_force && binding.until <= now) {
             binding.in_force = false;
             route.channel_of.remove(&binding.peer);
@@ -430,6 +508,32 @@ impl Forward {
         let channels =
             route.channels.iter().map(|b| if b.in_force { b.until } else { b.until + REBIND_GUARD });
         route.permissions.values().map(|permission| permission.until).chain(channels).min()
+    }
+}
+
+/// What is announced.
+impl Route {
+    fn tell_added(&self, changes: &mut Option<Vec<RouteChange>>, binding: &Binding) {
+        let Some(changes) = changes.as_mut().filter(|_| self.client.transport == Transport::Udp) else {
+            return;
+        };
+        let Some(relay) = self.relay_for(binding.peer.0) else { return };
+        changes.push(RouteChange::Added(Box::new(ChannelRoute {
+            client: self.client,
+            channel: binding.channel,
+            relay,
+            peer: binding.peer,
+            reach: binding.reach,
+            until: binding.until,
+            tenure: Arc::clone(&self.tenure),
+        })));
+    }
+
+    /// Of the channels in force those that `ends` says so of. Nothing is lost by telling of one that was never added.
+    fn tell_removed(&self, changes: &mut Option<Vec<RouteChange>>, ends: impl Fn(&Binding) -> bool) {
+        let Some(changes) = changes else { return };
+        let ended = self.channels.iter().filter(|binding| binding.in_force && ends(binding));
+        changes.extend(ended.map(|binding| RouteChange::Removed(self.client, binding.channel)));
     }
 }
 

@@ -6,7 +6,7 @@
 pub mod allocation;
 mod answers;
 pub mod auth;
-mod bandwidth;
+pub mod bandwidth;
 pub mod channel_data;
 pub mod counters;
 pub mod demux;

@@ -13,7 +13,7 @@ use std::{
 
 use super::{
     FiveTuple,
-    bandwidth::{Allowance, Bandwidth, Direction},
+    bandwidth::{Account, Accounts, Allowance, Bandwidth, Direction},
     forward::Load,
     rate::SECOND,
 };
@@ -46,6 +46,7 @@ pub struct Quotas(Arc<Shared>);
 struct Shared {
     /// What ticks are counted from.
     epoch: OnceLock<Instant>,
+    accounts: Accounts,
     held: Mutex<Held>,
 }
 
@@ -92,10 +93,23 @@ impl Tenure {
         self.heard.store(tick, Relaxed);
     }
 
+    /// Another path has relayed packets of it: the client's last one then, and the last one of all.
+    pub fn has_carried(&self, heard: Option<u64>, active: Option<u64>) {
+        let last = |of: &AtomicU64, tick: Option<u64>| of.fetch_max(tick.unwrap_or(0), Relaxed);
+        last(&self.heard, heard);
+        last(&self.active, active);
+    }
+
     /// Whether `other`, who asks for one more, could be this one's client behind a NAT that gave it another port.
     fn may_have_moved_to(&self, other: &FiveTuple) -> bool {
         let place = |at: &FiveTuple| (at.client.ip().to_canonical(), at.transport);
         place(&self.client) == place(other) && self.client.client.port() != other.client.port()
+    }
+
+    /// The account that its packets are paid from: `None` without a limit, `Some(None)` if nobody shares it.
+    #[must_use]
+    pub fn account(&self) -> Option<Option<(u32, &Account)>> {
+        self.allowance.as_ref().map(|allowance| allowance.shared())
     }
 
     /// Takes packets from what its agent may relay, as many as that allows. Gives how many.
@@ -109,8 +123,14 @@ impl Quotas {
     /// Nothing is held.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
+        Self::sharing(limits, Accounts::default())
+    }
+
+    /// The same, with what agents may relay in `accounts`.
+    #[must_use]
+    pub fn sharing(limits: Limits, accounts: Accounts) -> Self {
         let held = Mutex::new(Held { limits, ..Held::default() });
-        Self(Arc::new(Shared { epoch: OnceLock::new(), held }))
+        Self(Arc::new(Shared { epoch: OnceLock::new(), accounts, held }))
     }
 
     /// Other limits from now on. No allocation ends for that, and an agent that holds one relays as fast as it did until it
@@ -142,7 +162,7 @@ impl Quotas {
         let newcomer = || Agent { tenures: Vec::new(), allowance: None, has_left: false };
         let owner = held.by_agent.entry(Arc::clone(agent)).or_insert_with(newcomer);
         if owner.tenures.is_empty() && owner.allowance.as_ref().map(|own| own.limit()) != bandwidth {
-            owner.allowance = bandwidth.map(|limit| Arc::new(Allowance::new(limit)));
+            owner.allowance = bandwidth.map(|limit| Arc::new(Allowance::new(limit, &self.0.accounts)));
         }
         let allowance = owner.allowance.clone();
         let tenure = Arc::new(Tenure {

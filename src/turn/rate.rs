@@ -24,6 +24,18 @@ impl Rate {
         Some(Self { per_second, second, burst })
     }
 
+    /// Units in a second.
+    #[must_use]
+    pub fn per_second(self) -> u64 {
+        self.per_second
+    }
+
+    /// The longest debt, in ticks of its clock.
+    #[must_use]
+    pub fn burst(self) -> u64 {
+        self.burst
+    }
+
     /// Takes `units` at `now` for who has paid off what it took at `paid`: gives when these, too, will be paid off.
     /// `None`: not now.
     #[must_use]

@@ -17,7 +17,7 @@ use super::{
     answers::Answers,
     auth::{Auth, Caller},
     counters::{Counters, Dropped, PortCounts},
-    forward::{Forward, Load, Passed, ToClient, ToPeer},
+    forward::{Carried, ChannelRoute, Forward, Load, Passed, RouteChange, ToClient, ToPeer},
     indication, method,
     policy::{DeniedPeers, Policy},
     ports::Ports,
@@ -66,6 +66,8 @@ pub struct Setup {
     pub strangers: Strangers,
     /// The ports that this shard may use, for each relay address.
     pub ports: Vec<Vec<u16>>,
+    /// Whether [`Effect::RouteAdded`] and [`Effect::RouteRemoved`] are wanted.
+    pub announces_routes: bool,
 }
 
 /// What may change while allocations live.
@@ -92,6 +94,10 @@ pub enum Effect {
     TakeRelay(RelayPort),
     /// Close its socket.
     CloseRelay(RelayPort),
+    /// A channel may be relayed by another path, too. Only where routes are announced.
+    RouteAdded(Box<ChannelRoute>),
+    /// It may not any more, from now on.
+    RouteRemoved(FiveTuple, Channel),
     /// An allocation has ended: one line for the operator.
     Ended(Ended),
     /// Another shard's allocation made room for one here: have that shard [`Server::reclaim`] it.
@@ -109,6 +115,10 @@ impl Server {
     /// A server without allocations.
     #[must_use]
     pub fn new(setup: Setup) -> Self {
+        let mut forward = Forward::default();
+        if setup.announces_routes {
+            forward.announce();
+        }
         Self {
             shard: setup.shard,
             auth: setup.auth,
@@ -116,7 +126,7 @@ impl Server {
             quotas: setup.quotas,
             strangers: setup.strangers,
             ports: setup.ports.into_iter().map(Ports::new).collect(),
-            forward: Forward::default(),
+            forward,
             allocations: HashMap::new(),
             timers: Timers::default(),
             answers: Answers::default(),
@@ -178,6 +188,11 @@ impl Server {
         self.forward.to_client(&mut self.counters, to, peer, load)
     }
 
+    /// Another path has relayed packets of a channel of `client`. Gives whether its allocation is still here.
+    pub fn carried(&mut self, client: &FiveTuple, carried: &Carried) -> bool {
+        self.forward.carried(&mut self.counters, client, carried)
+    }
+
     /// The shell, too, drops packets.
     pub fn count_dropped(&mut self, why: Dropped, packets: u64) {
         self.counters.dropped(why, packets);
@@ -208,6 +223,7 @@ impl Server {
                 self.end_family(id, family, now.mono, Why::Expired);
             } else {
                 self.forward.expire(id, now.mono);
+                self.tell_routes();
                 self.rearm(id);
             }
         }
@@ -413,6 +429,7 @@ impl Server {
     /// Ends an allocation with everything it holds.
     pub(super) fn end(&mut self, id: AllocationId, now: Instant, why: Why) {
         let closed = self.forward.close(id);
+        self.tell_routes();
         let allocation =
             self.allocations.remove(&id).expect("the table and this map hold the same allocations");
         self.timers.set(id, allocation.armed, None);
@@ -438,9 +455,18 @@ impl Server {
         }
         allocation.until.retain(|(of, _)| *of != family);
         if let Some(relay) = self.forward.close_family(id, family) {
+            self.tell_routes();
             self.give_back(relay);
         }
         self.rearm(id);
+    }
+
+    /// Announces what has become of routes.
+    pub(super) fn tell_routes(&mut self) {
+        self.effects.extend(self.forward.changes().map(|change| match change {
+            RouteChange::Added(route) => Effect::RouteAdded(route),
+            RouteChange::Removed(client, channel) => Effect::RouteRemoved(client, channel),
+        }));
     }
 
     fn give_back(&mut self, relay: RelayPort) {

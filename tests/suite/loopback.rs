@@ -40,6 +40,7 @@ pub fn relay(listen: &str, shards: usize, ports: RangeInclusive<u16>) -> Relay {
         secrets: TurnSecrets::new(&[SECRET]).unwrap(),
         nonces: Nonces::new(&[1; 32]),
         revocations: Revocations::default(),
+        kernel: None,
     };
     let listeners = relay::bind(listen.parse().unwrap(), shards).unwrap();
     Relay::start(config, vec![listeners], Vec::new()).unwrap()

@@ -29,6 +29,7 @@ pub(super) fn channel_bind(
     }
     let reach = server.policy.permit_port(now, caller.agent(), peer)?;
     server.forward.bind(id, channel, PeerAddr(peer), reach, now.mono)?;
+    server.tell_routes();
     server.rearm(id);
     Ok(Success::Done)
 }

@@ -10,6 +10,7 @@ mod data;
 mod dual_stack;
 mod model;
 mod refresh;
+mod routes;
 mod strangers;
 mod trace;
 mod wire;

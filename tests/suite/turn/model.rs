@@ -1,13 +1,19 @@
 //! Random requests against a small model: ports free and live make the range, quotas return to zero, nothing panics.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     time::{Duration, UNIX_EPOCH},
 };
 
 use halfway::{
     clock::{self, Now},
-    turn::{FiveTuple, Transport, server::Effect},
+    turn::{
+        Channel, FiveTuple, Transport,
+        counters::{Counters, Dropped},
+        demux::{Datagram, sort},
+        forward::Load,
+        server::Effect,
+    },
 };
 use proptest::prelude::*;
 
@@ -83,9 +89,10 @@ proptest! {
 
 fn run(steps: &[Step]) {
     let mut now = Now { wall: UNIX_EPOCH + Duration::from_secs(START), ..clock::now() };
-    let world = World { ports: PORTS, per_agent: 3, total: 8, v6: true, ..World::default() };
+    let world = World { ports: PORTS, per_agent: 3, total: 8, v6: true, routes: true, ..World::default() };
     let mut server = world.server();
     let mut clients: HashMap<usize, Client> = HashMap::new();
+    let mut routes = HashSet::new();
     // By family.
     let mut live = [0_usize; 2];
     let mut ended = 0;
@@ -98,7 +105,9 @@ fn run(steps: &[Step]) {
             }
             Step::Say(who, text) => {
                 let bytes = clients.entry(*who).or_default().say(text, AGENTS[who / EACH]);
+                let before = server.counters();
                 let reply = feed(&mut server, now, *who, &bytes);
+                assert_announced(*who, &bytes, [before, server.counters()], &routes);
                 if !reply.is_empty() {
                     clients.entry(*who).or_default().hear(&reply, &[]);
                 }
@@ -113,6 +122,11 @@ fn run(steps: &[Step]) {
                 Effect::CloseRelay(at) => live[usize::from(at.relay)] -= 1,
                 Effect::Ended(_) => ended += 1,
                 Effect::Reclaim(_) => {}
+                Effect::RouteAdded(route) => _ = routes.insert((route.client, route.channel)),
+                Effect::RouteRemoved(client, channel) => {
+                    let was_there = routes.remove(&(client, channel));
+                    assert!(was_there || client.transport == Transport::Tcp, "{client:?} {channel:?}");
+                }
             }
         }
         top_up(&mut server, 2);
@@ -137,18 +151,42 @@ fn run(steps: &[Step]) {
         assert_eq!((server.ports(relay).live(), server.ports(relay).free()), (0, PORTS.len()));
     }
     assert!(server.poll_timeout().is_none(), "no deadline is left");
+    let gone = std::iter::from_fn(|| server.poll_effect());
+    let removed = gone.filter_map(|effect| match effect {
+        Effect::RouteRemoved(client, channel) if client.transport == Transport::Udp => {
+            Some((client, channel))
+        }
+        _ => None,
+    });
+    assert_eq!(removed.collect::<HashSet<_>>(), routes, "no route outlives its allocation");
+}
+
+/// Whoever follows the routes knows the channels of the table, and no others.
+fn assert_announced(
+    who: usize,
+    bytes: &[u8],
+    [before, after]: [Counters; 2],
+    routes: &HashSet<(FiveTuple, Channel)>,
+) {
+    let from = five_tuple(who);
+    let Datagram::ChannelData(channel, _) = sort(bytes) else { return };
+    if from.transport == Transport::Tcp {
+        return;
+    }
+    let is_announced = routes.contains(&(from, channel));
+    if after.to_peers.packets > before.to_peers.packets {
+        assert!(is_announced, "{from:?} {channel:?} passed");
+    }
+    let refused = |counters: Counters| {
+        [Dropped::NoChannel, Dropped::NoAllocation].map(|why| counters.drops[why as usize])
+    };
+    if refused(after) > refused(before) {
+        assert!(!is_announced, "{from:?} {channel:?} did not pass");
+    }
 }
 
 fn feed(server: &mut halfway::turn::server::Server, now: Now, who: usize, bytes: &[u8]) -> Vec<u8> {
-    use halfway::turn::{
-        demux::{Datagram, sort},
-        forward::Load,
-    };
-    let from = FiveTuple {
-        client: format!("9.0.0.{}:{}", who / EACH + 1, 1_000 + who % EACH).parse().unwrap(),
-        server: "5.5.5.5:3478".parse().unwrap(),
-        transport: if who.is_multiple_of(2) { Transport::Udp } else { Transport::Tcp },
-    };
+    let from = five_tuple(who);
     let mut reply = Vec::new();
     match sort(bytes) {
         Datagram::ChannelData(channel, payload) => {
@@ -159,4 +197,12 @@ fn feed(server: &mut halfway::turn::server::Server, now: Now, who: usize, bytes:
         Datagram::Unknown => {}
     }
     reply
+}
+
+fn five_tuple(who: usize) -> FiveTuple {
+    FiveTuple {
+        client: format!("9.0.0.{}:{}", who / EACH + 1, 1_000 + who % EACH).parse().unwrap(),
+        server: "5.5.5.5:3478".parse().unwrap(),
+        transport: if who.is_multiple_of(2) { Transport::Udp } else { Transport::Tcp },
+    }
 }

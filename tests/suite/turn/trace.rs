@@ -72,6 +72,8 @@ pub struct World {
     pub bound: &'static str,
     /// What all clients speak over.
     pub transport: Transport,
+    /// Whether routes are announced.
+    pub routes: bool,
 }
 
 impl Default for World {
@@ -90,6 +92,7 @@ impl Default for World {
             secrets: vec![SECRET],
             bound: "5.5.5.5",
             transport: Transport::Udp,
+            routes: false,
         }
     }
 }
@@ -159,6 +162,7 @@ impl World {
             quotas,
             strangers: Strangers::new(self.unauthenticated),
             ports,
+            announces_routes: self.routes,
         });
         top_up(&mut server, self.relays());
         server
@@ -327,6 +331,17 @@ impl Stage {
                 Effect::TakeRelay(at) => self.line(&format!("- take :{}", at.port)),
                 Effect::Reclaim(idle) => self.line(&format!("- reclaim in shard {}", idle.shard)),
                 Effect::CloseRelay(at) => self.line(&format!("- close :{}", at.port)),
+                Effect::RouteAdded(route) => self.line(&format!(
+                    "- route {:04x} of {} by :{} to {} for {}s",
+                    route.channel.number(),
+                    route.client.client,
+                    route.relay.port,
+                    route.peer.0,
+                    route.until.duration_since(self.now().mono).as_secs()
+                )),
+                Effect::RouteRemoved(client, channel) => {
+                    self.line(&format!("- no route {:04x} of {}", channel.number(), client.client));
+                }
                 Effect::Ended(ended) => self.line(&format!(
                     "- ended {} {} {}B out {}B in",
                     ended.agent,

@@ -1,0 +1,226 @@
+//! On which interfaces the program is: found from addresses, looked after while they come and go.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    thread,
+    time::Duration,
+};
+
+use aya::{
+    Ebpf,
+    programs::{Xdp, links::FdLink, xdp::XdpMode},
+};
+use nix::{
+    ifaddrs::getifaddrs,
+    net::if_::{InterfaceFlags, if_nametoindex},
+};
+
+use super::{program, why};
+use crate::host::{self, Host};
+
+/// Interfaces are looked at that often: one may come, and another's program may leave it.
+const EACH: Duration = Duration::from_secs(5);
+
+/// How the program runs (`turn.xdp`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// In the driver where that can, else in the stack.
+    Auto,
+    /// In the driver, before the kernel has made anything of a packet.
+    Driver,
+    /// In the stack, on every interface.
+    Generic,
+}
+
+/// The interfaces that have the program.
+#[derive(Clone)]
+pub struct Attachments(Arc<Mutex<State>>);
+
+struct State {
+    object: Ebpf,
+    mode: Mode,
+    addresses: Vec<IpAddr>,
+    is_wanted: bool,
+    attached: BTreeMap<String, Attached>,
+    /// Why others are not.
+    told: BTreeMap<String, String>,
+}
+
+struct Attached {
+    index: u32,
+    is_driver: bool,
+    /// Ends with this process, however it ends.
+    _link: FdLink,
+}
+
+impl Attachments {
+    /// None yet: of the interfaces that have these addresses, or by which they are reached.
+    #[must_use]
+    pub fn new(object: Ebpf, mode: Mode, addresses: Vec<IpAddr>) -> Self {
+        let (attached, told) = (BTreeMap::new(), BTreeMap::new());
+        Self(Arc::new(Mutex::new(State { object, mode, addresses, is_wanted: false, attached, told })))
+    }
+
+    /// Attaches the program now, and where it cannot be now, later. Says once how it is with each interface.
+    pub fn keep(&self) {
+        self.state(|state| {
+            state.is_wanted = true;
+            state.look();
+        });
+        let state = Arc::downgrade(&self.0);
+        let keep = move || {
+            while look_again(&state) {
+                thread::sleep(EACH);
+            }
+        };
+        if let Err(error) = thread::Builder::new().name("xdp".to_owned()).spawn(keep) {
+            tracing::warn!("turn.xdp: interfaces that come later get no program: {error}");
+        }
+    }
+
+    /// Takes the program from all interfaces, and leaves them to somebody else.
+    pub fn leave(&self) {
+        self.state(|state| {
+            state.is_wanted = false;
+            state.attached.clear();
+        });
+    }
+
+    /// Attaches it again.
+    pub fn come_back(&self) {
+        self.state(|state| {
+            state.is_wanted = true;
+            state.look();
+        });
+    }
+
+    /// How many interfaces have it in their drivers, and how many in the stack.
+    #[must_use]
+    pub fn count(&self) -> [u64; 2] {
+        self.state(|state| {
+            let drivers = state.attached.values().filter(|attached| attached.is_driver).count();
+            [drivers as u64, (state.attached.len() - drivers) as u64]
+        })
+    }
+
+    fn state<T>(&self, what: impl FnOnce(&mut State) -> T) -> T {
+        what(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Whether there will be a next time.
+fn look_again(state: &Weak<Mutex<State>>) -> bool {
+    let Some(state) = state.upgrade() else { return false };
+    state.lock().unwrap_or_else(PoisonError::into_inner).look();
+    true
+}
+
+impl State {
+    fn look(&mut self) {
+        if !self.is_wanted {
+            return;
+        }
+        let interfaces = interfaces(&self.addresses);
+        // One that has gone took the program with it, and another may have its name.
+        self.attached.retain(|name, attached| {
+            let stays = interfaces.contains(name) && if_nametoindex(name.as_str()) == Ok(attached.index);
+            if !stays {
+                tracing::info!("turn.xdp: {name} is gone, or has another address");
+            }
+            stays
+        });
+        self.told.retain(|name, _| interfaces.contains(name));
+        for name in interfaces {
+            if !self.attached.contains_key(&name) {
+                self.try_attach(name);
+            }
+        }
+    }
+
+    fn try_attach(&mut self, name: String) {
+        match self.attach(&name) {
+            Ok(attached) => {
+                let mode = if attached.is_driver { "driver" } else { "generic" };
+                tracing::info!("turn.xdp: the kernel relays channels on {name} ({mode} mode)");
+                self.told.remove(&name);
+                self.attached.insert(name, attached);
+            }
+            Err(problem) => {
+                if self.told.get(&name) != Some(&problem) {
+                    tracing::warn!("turn.xdp: {name} has no program, and user space relays: {problem}");
+                }
+                self.told.insert(name, problem);
+            }
+        }
+    }
+
+    fn attach(&mut self, name: &str) -> Result<Attached, String> {
+        let index = if_nametoindex(name).map_err(|error| error.to_string())?;
+        let program: &mut Xdp = program(&mut self.object)?;
+        let modes = match self.mode {
+            Mode::Auto => &[XdpMode::Driver, XdpMode::Skb][..],
+            Mode::Driver => &[XdpMode::Driver],
+            Mode::Generic => &[XdpMode::Skb],
+        };
+        let mut problem = String::new();
+        for mode in modes {
+            match attach_in(program, index, *mode) {
+                Ok(link) => {
+                    return Ok(Attached { index, is_driver: *mode == XdpMode::Driver, _link: link });
+                }
+                Err(why) => problem = why,
+            }
+        }
+        Err(problem)
+    }
+}
+
+fn attach_in(program: &mut Xdp, index: u32, mode: XdpMode) -> Result<FdLink, String> {
+    let attached = program.attach_to_if_index(index, mode).and_then(|link| program.take_link(link));
+    let link = attached.map_err(|error| hint(&why(&error)))?;
+    // Other kinds of link outlive the process. Dropping one takes it away.
+    link.try_into().map_err(|_| "this kernel has no links for XDP: Linux 5.9 has them".to_owned())
+}
+
+fn hint(error: &str) -> String {
+    let is = |number| error == std::io::Error::from_raw_os_error(number).to_string();
+    let hint = if is(libc::EBUSY) || is(libc::EEXIST) {
+        "another program is there (see `bpftool net`); it is tried again"
+    } else if is(libc::EOPNOTSUPP) {
+        r#"its driver cannot; xdp = "generic" would"#
+    } else {
+        "the kernel's log may say more (`dmesg`): some drivers want a smaller MTU, or fewer queues"
+    };
+    format!("{error}: {hint}")
+}
+
+/// Names of the interfaces whose packets have these addresses. Those on the loopback interface, and those that stand for
+/// all, are reached where the default routes leave.
+#[must_use]
+pub fn interfaces(addresses: &[IpAddr]) -> BTreeSet<String> {
+    let Ok(all) = getifaddrs() else { return BTreeSet::new() };
+    let all: Vec<_> = all
+        .filter_map(|of| {
+            let address = host::address_of(&of)?;
+            Some((of.interface_name, of.flags, address))
+        })
+        .collect();
+    let is_outside = |flags: &InterfaceFlags| !flags.contains(InterfaceFlags::IFF_LOOPBACK);
+    let has = |ip: &IpAddr| all.iter().any(|(_, flags, address)| address == ip && is_outside(flags));
+    let mut wanted: Vec<IpAddr> = addresses.to_vec();
+    if !addresses.iter().all(has) {
+        wanted.extend(Host::look().map(|host| host.default_routes).unwrap_or_default());
+    }
+    let named = all.iter().filter(|(_, flags, address)| wanted.contains(address) && is_outside(flags));
+    named.map(|(name, _, _)| below(name)).collect()
+}
+
+/// Packets of a VLAN arrive, with their tags, at the interface below.
+fn below(name: &str) -> String {
+    let vlan = fs::read_to_string(format!("/proc/net/vlan/{name}")).unwrap_or_default();
+    let device = vlan.lines().find_map(|line| line.strip_prefix("Device: "));
+    device.map_or(name, str::trim).to_owned()
+}
