@@ -69,38 +69,49 @@ struct link {
 	u32 interface;
 };
 
-// One end of a flow: our address there, and who is reached from it.
-struct end {
-	struct address local;
-	struct address remote;
+// What is known of one end of a flow beside its addresses.
+struct facts {
+	u32 sum;      // of both addresses and both ports, folded to 16 bits
+	__be32 label; // of IPv6, as it stands in the header
 	__be16 local_port;
 	__be16 remote_port;
-	__be32 label; // of IPv6, as it stands in the header
-	u32 sum;      // of both addresses and both ports, for checksums
 	u8 v6;
 	u8 zero[3];
-	struct link link;
 };
 
-struct count {
+// Our address there, who is reached from it, and what was sent that way.
+struct far {
+	struct address local;
+	struct address remote;
 	u64 packets;
 	u64 bytes;
 	u64 dropped;
 	u64 last; // when, by CLOCK_MONOTONIC_COARSE in nanoseconds
 };
 
-// A channel: written by user space before its routes, but for `link` and `count`.
+// A channel: written by user space before its routes, but for the links and what `far` counts. A packet touches three of its
+// four lines of the cache.
 struct flow {
-	struct end client;
-	struct end peer;
 	u64 until; // when it ends unless user space ends it before
 	u32 generation;
 	u32 account; // from 1; 0: without a limit
+	struct facts client;
+	struct facts peer;
 	__be16 channel;
 	u8 here; // the peer is a relayed address of this host
-	u8 zero[5];
-	struct count to_peer;
-	struct count to_client;
+	u8 zero[13];
+	struct link client_link;
+	struct link peer_link;
+	u64 zeroes;
+	struct far to_client;
+	struct far to_peer;
+};
+
+// One end, in all its parts.
+struct end {
+	struct facts *facts;
+	struct link *link;
+	struct far *far;
 };
 
 // What an agent may relay, shared with user space: see src/turn/bandwidth.rs.
@@ -191,6 +202,15 @@ always u32 channel_header(__be16 channel)
 	return channel ? CHANNEL : 0;
 }
 
+always u32 ipv4_sum(const __be16 *header)
+{
+	u64 sum = 0;
+#pragma unroll
+	for (int word = 0; word < IPV4 / 2; word++)
+		sum += header[word];
+	return fold(sum);
+}
+
 always void map_v4(struct address *address, __be32 v4)
 {
 	address->words[0] = 0;
@@ -222,8 +242,8 @@ always int read_packet(void *data, void *end, struct packet *packet)
 	u16 type = 0;
 	u32 total;
 	packet->l2 = read_link(data, end, &type);
-	// Only what was sent to us, not to many.
-	if (!packet->l2 || *(u8 *)data & 1)
+	// Only from one machine to one.
+	if (!packet->l2 || (((u8 *)data)[0] | ((u8 *)data)[6]) & 1)
 		return 0;
 	u8 *ip = data + packet->l2;
 	if (type == ETH_IPV4) {
@@ -231,7 +251,7 @@ always int read_packet(void *data, void *end, struct packet *packet)
 			return 0;
 		__be32 *words = (__be32 *)ip;
 		u32 fragments = bpf_ntohl(words[1]) & 0xffff;
-		if (ip[0] != 0x45 || ip[9] != 17 || fragments & ~DONT_FRAGMENT)
+		if (ip[0] != 0x45 || ip[9] != 17 || fragments & ~DONT_FRAGMENT || ipv4_sum((__be16 *)ip) != 0xffff)
 			return 0;
 		total = bpf_ntohs(*(__be16 *)(ip + 2));
 		packet->dont_fragment = fragments == DONT_FRAGMENT;
@@ -308,6 +328,16 @@ always int sum_padding(void *data, void *end, const struct packet *packet, u32 *
 	return 1;
 }
 
+always struct end client_of(struct flow *flow)
+{
+	return (struct end){ &flow->client, &flow->client_link, &flow->to_client };
+}
+
+always struct end peer_of(struct flow *flow)
+{
+	return (struct end){ &flow->peer, &flow->peer_link, &flow->to_peer };
+}
+
 always struct flow *find(const struct key *key)
 {
 	struct route *route = bpf_map_lookup_elem(&routes, key);
@@ -321,7 +351,7 @@ always struct flow *find(const struct key *key)
 // The flow by which the other client of this host hears of this one.
 always struct flow *opposite(const struct flow *flow)
 {
-	struct key key = { .local = flow->peer.remote, .remote = flow->peer.local };
+	struct key key = { .local = flow->to_peer.remote, .remote = flow->to_peer.local };
 	key.local_port = flow->peer.remote_port;
 	key.remote_port = flow->peer.local_port;
 	return find(&key);
@@ -330,19 +360,20 @@ always struct flow *opposite(const struct flow *flow)
 // Whoever sent this is reached by the same link. Written only when it has changed.
 always void learn(struct link *link, void *data, void *end, u32 length, u32 interface)
 {
-	if (link->length == length && link->interface == interface) {
-		int same = 1;
-#pragma unroll
-		for (u32 at = 0; at < LONGEST_LINK; at += 4)
-			if (at < length - 2 && data + at + 4 <= end)
-				same &= *(u32 *)(data + at) == *(u32 *)(link->header + at);
-		if (same)
-			return;
-	}
-#pragma unroll
-	for (u32 at = 0; at < LONGEST_LINK; at += 4)
-		if (at < length - 2 && data + at + 4 <= end)
-			*(u32 *)(link->header + at) = *(u32 *)(data + at);
+	u32 *seen = data, *known = (u32 *)link->header;
+	// Read before: it is no shorter than the headers behind it.
+	if (data + LONGEST_LINK > end)
+		return;
+	u32 differs = (link->length ^ length) | (link->interface ^ interface);
+	differs |= (seen[0] ^ known[0]) | (seen[1] ^ known[1]) | (seen[2] ^ known[2]);
+	if (length > MACS + 2)
+		differs |= seen[3] ^ known[3];
+	if (length > MACS + 2 + VLAN)
+		differs |= seen[4] ^ known[4];
+	if (!differs)
+		return;
+	// What lies behind a shorter header is never looked at.
+	__builtin_memcpy(link->header, data, LONGEST_LINK);
 	link->length = length;
 	link->interface = interface;
 }
@@ -354,9 +385,10 @@ always int take(u32 number, u32 direction, u32 bytes, u64 now)
 		return 1;
 	number -= 1;
 	struct account *account = bpf_map_lookup_elem(&accounts, &number);
-	if (!account || !account->per_second || now < account->epoch)
+	if (!account || !account->per_second)
 		return 0;
-	now -= account->epoch;
+	// This clock is coarse, and may be behind the one by which the epoch was set.
+	now = now > account->epoch ? now - account->epoch : 0;
 	u64 costs = ((u64)bytes * 1000000000 + account->per_second - 1) / account->per_second;
 	u64 *place = &account->paid[direction & 1];
 	u64 before = *(volatile u64 *)place;
@@ -372,14 +404,14 @@ always int take(u32 number, u32 direction, u32 bytes, u64 now)
 	return 0;
 }
 
-always void add(struct count *count, u32 bytes, u64 now)
+always void add(struct far *count, u32 bytes, u64 now)
 {
 	__sync_fetch_and_add(&count->packets, 1);
 	__sync_fetch_and_add(&count->bytes, bytes);
 	count->last = now;
 }
 
-always int drop(struct count *count, u64 now)
+always int drop(struct far *count, u64 now)
 {
 	__sync_fetch_and_add(&count->dropped, 1);
 	count->last = now;
@@ -390,17 +422,18 @@ always int drop(struct count *count, u64 now)
 struct way {
 	struct flow *sender;   // whose client sent it; 0 for a peer elsewhere
 	struct flow *receiver; // whose client gets it; 0 for a peer elsewhere
-	struct end *from;      // where it came
-	struct end *to;        // where it leaves
+	struct end from;       // where it came
+	struct end to;         // where it leaves
 	__be16 channel;        // that it leaves by; 0: none
 };
 
 // Why it cannot go that way as it should; -1: it can.
 always int hindrance(struct xdp_md *ctx, const struct packet *packet, const struct way *way)
 {
-	const struct end *from = way->from, *to = way->to;
+	const struct facts *from = way->from.facts, *to = way->to.facts;
+	const struct link *link = way->to.link;
 	u32 leaves = ip_header(to->v6) + UDP + channel_header(way->channel) + packet->payload;
-	if (!to->link.length)
+	if (!link->length)
 		return NO_LINK;
 	// RFC 8656 §14: one hop less. The last one is for user space, which sets it anew.
 	if (packet->hops <= 1)
@@ -414,7 +447,7 @@ always int hindrance(struct xdp_md *ctx, const struct packet *packet, const stru
 	// RFC 7915 §4: it would have to be cut.
 	if (!packet->v6 && to->v6 && !packet->dont_fragment && leaves > IPV6_LEAST)
 		return TOO_LONG;
-	if (bpf_check_mtu(ctx, to->link.interface, &leaves, 0, 0))
+	if (bpf_check_mtu(ctx, link->interface, &leaves, 0, 0))
 		return TOO_LONG;
 	return -1;
 }
@@ -425,7 +458,7 @@ always u16 new_checksum(const struct packet *packet, const struct way *way, u32 
 	if (!packet->checksum)
 		return 0;
 	u32 leaves = UDP + channel_header(way->channel) + packet->payload;
-	u64 sum = minus(packet->checksum) + minus(way->from->sum) + way->to->sum + minus(padding);
+	u64 sum = minus(packet->checksum) + minus(way->from.facts->sum) + way->to.facts->sum + minus(padding);
 	sum += 2 * (u32)minus(bpf_htons(packet->udp)) + 2 * (u32)bpf_htons(leaves);
 	if (packet->key.channel)
 		sum += minus(packet->key.channel) + minus(bpf_htons(packet->payload));
@@ -433,15 +466,6 @@ always u16 new_checksum(const struct packet *packet, const struct way *way, u32 
 		sum += way->channel + bpf_htons(packet->payload);
 	u16 checksum = ~fold(sum);
 	return checksum ? checksum : 0xffff;
-}
-
-always u16 ipv4_checksum(const __be16 *header)
-{
-	u64 sum = 0;
-#pragma unroll
-	for (int word = 0; word < IPV4 / 2; word++)
-		sum += header[word];
-	return ~fold(sum);
 }
 
 // As they send to us, so we to them.
@@ -455,7 +479,7 @@ always void write_link(u8 *data, const struct link *link)
 		*(u32 *)(data + MACS + VLAN) = *(u32 *)(link->header + MACS + VLAN);
 }
 
-always void write_ipv4(u8 *ip, const struct packet *packet, const struct end *to, u32 total)
+always void write_ipv4(u8 *ip, const struct packet *packet, const struct far *to, u32 total)
 {
 	__be16 *words = (__be16 *)ip;
 	// RFC 8656 §14: as it came. RFC 7915 §5.1: IPv6 is never cut on its way, unless it is this short.
@@ -469,12 +493,12 @@ always void write_ipv4(u8 *ip, const struct packet *packet, const struct end *to
 	words[5] = 0;
 	*(__be32 *)(ip + 12) = to->local.words[1] >> 32;
 	*(__be32 *)(ip + 16) = to->remote.words[1] >> 32;
-	words[5] = ipv4_checksum(words);
+	words[5] = ~ipv4_sum(words);
 }
 
-always void write_ipv6(u8 *ip, const struct packet *packet, const struct end *to, u32 length)
+always void write_ipv6(u8 *ip, const struct packet *packet, const struct far *to, __be32 label, u32 length)
 {
-	*(__be32 *)ip = packet->traffic | to->label;
+	*(__be32 *)ip = packet->traffic | label;
 	*(__be16 *)(ip + 4) = bpf_htons(length);
 	ip[6] = 17;
 	ip[7] = packet->hops - 1;
@@ -485,13 +509,14 @@ always void write_ipv6(u8 *ip, const struct packet *packet, const struct end *to
 // All that lies before the payload. Gives 0 if there is no room, which cannot be.
 always int write_headers(struct xdp_md *ctx, const struct packet *packet, const struct way *way, u16 checksum)
 {
-	const struct end *to = way->to;
+	const struct facts *to = way->to.facts;
+	const struct far *far = way->to.far;
 	u8 *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	u32 length = UDP + channel_header(way->channel) + packet->payload;
-	u32 link = to->link.length - 2;
+	u32 link = way->to.link->length - 2;
 	if (link > LONGEST_LINK || data + LONGEST_LINK > end)
 		return 0;
-	write_link(data, &to->link);
+	write_link(data, way->to.link);
 	// The verifier wants one pointer for all that follows, the type among it.
 	u8 *type = data + link, *ip = type + 2;
 	__be16 *udp;
@@ -499,13 +524,13 @@ always int write_headers(struct xdp_md *ctx, const struct packet *packet, const 
 		if (ip + IPV6 + UDP > end)
 			return 0;
 		*(__be16 *)type = bpf_htons(ETH_IPV6);
-		write_ipv6(ip, packet, to, length);
+		write_ipv6(ip, packet, far, to->label, length);
 		udp = (__be16 *)(ip + IPV6);
 	} else {
 		if (ip + IPV4 + UDP > end)
 			return 0;
 		*(__be16 *)type = bpf_htons(ETH_IPV4);
-		write_ipv4(ip, packet, to, IPV4 + length);
+		write_ipv4(ip, packet, far, IPV4 + length);
 		udp = (__be16 *)(ip + IPV4);
 	}
 	udp[0] = to->local_port;
@@ -527,9 +552,9 @@ always int forward(struct xdp_md *ctx, const struct packet *packet, const struct
 	if (!sum_padding((void *)(long)ctx->data, (void *)(long)ctx->data_end, packet, &padding))
 		return XDP_PASS;
 	u16 checksum = new_checksum(packet, way, fold(padding));
-	u32 interface = way->to->link.interface;
+	u32 interface = way->to.link->interface;
 	int before = packet->l2 + ip_header(packet->v6) + channel_header(packet->key.channel);
-	int after = way->to->link.length + ip_header(way->to->v6) + channel_header(way->channel);
+	int after = way->to.link->length + ip_header(way->to.facts->v6) + channel_header(way->channel);
 	if (bpf_xdp_adjust_head(ctx, before - after))
 		return pass(NO_ROOM);
 	if (!write_headers(ctx, packet, way, checksum))
@@ -584,14 +609,14 @@ int relay(struct xdp_md *ctx)
 	// Our own addresses come from nowhere outside: what claims so is for the kernel to refuse.
 	if (!packet.key.channel && flow->here)
 		return XDP_PASS;
-	struct way way = { .receiver = flow, .from = &flow->peer };
+	struct way way = { .receiver = flow, .from = peer_of(flow) };
 	if (packet.key.channel) {
 		way.sender = flow;
-		way.from = &flow->client;
+		way.from = client_of(flow);
 		way.receiver = 0;
-		way.to = &flow->peer;
+		way.to = peer_of(flow);
 	}
-	learn(&way.from->link, data, end, packet.l2, ctx->ingress_ifindex);
+	learn(way.from.link, data, end, packet.l2, ctx->ingress_ifindex);
 	if (way.sender && flow->here) {
 		way.receiver = opposite(flow);
 		if (!way.receiver)
@@ -600,7 +625,7 @@ int relay(struct xdp_md *ctx)
 			return pass(ENDED);
 	}
 	if (way.receiver) {
-		way.to = &way.receiver->client;
+		way.to = client_of(way.receiver);
 		way.channel = way.receiver->channel;
 	}
 	int why = hindrance(ctx, &packet, &way);

@@ -302,7 +302,7 @@ impl Shard {
         let handed_over = self.other.clients() as u64;
         let (streams, waiting, turns) = (self.streams.count(), self.streams.waiting(), self.turns);
         let mut counters = Counters { streams, waiting, turns, handed_over, ..self.server.counters() };
-        counters.elsewhere.channels = self.mirror.as_ref().map_or(0, Mirror::len) as u64;
+        counters.elsewhere.channels = self.mirror.as_ref().map_or(0, Mirror::channels) as u64;
         counters
     }
 

@@ -29,7 +29,7 @@ use aya::{
 use nix::time::{ClockId, clock_gettime};
 
 pub use self::attachment::{Attachments, Mode};
-use self::rows::{Count, Counted, End, Facts, Flow, Key};
+use self::rows::{Counted, End, Facts, Far, Flow, Key};
 use crate::turn::{
     Channel, FiveTuple, RelayAddress,
     bandwidth::{Account, Accounts},
@@ -244,7 +244,7 @@ impl Mirror {
 
     /// How many channels there are.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn channels(&self) -> usize {
         self.flows.len()
     }
 
@@ -317,7 +317,7 @@ impl Mirrored {
 }
 
 /// What was relayed and dropped since `seen`, and when last, if anything was.
-fn since(seen: &mut Counted, count: &Count) -> ((Traffic, u64), Option<u64>) {
+fn since(seen: &mut Counted, count: &Far) -> ((Traffic, u64), Option<u64>) {
     let now = count.read();
     let before = std::mem::replace(seen, now);
     let traffic = Traffic { packets: now.packets - before.packets, bytes: now.bytes - before.bytes };

@@ -106,6 +106,18 @@ impl Tenure {
         place(&self.client) == place(other) && self.client.client.port() != other.client.port()
     }
 
+    /// The tick of the client's last packet or authentic request.
+    #[must_use]
+    pub fn heard(&self) -> u64 {
+        self.heard.load(Relaxed)
+    }
+
+    /// The tick of the last packet, either way, or Refresh.
+    #[must_use]
+    pub fn active(&self) -> u64 {
+        self.active.load(Relaxed)
+    }
+
     /// The account that its packets are paid from: `None` without a limit, `Some(None)` if nobody shares it.
     #[must_use]
     pub fn account(&self) -> Option<Option<(u32, &Account)>> {

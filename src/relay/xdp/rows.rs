@@ -27,18 +27,21 @@ pub type Route = [u32; 2];
 type Address = [u64; 2];
 
 /// One end of a flow: our address there, and who is reached from it.
-#[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct End {
-    local: Address,
-    remote: Address,
+    addresses: [Address; 2],
+    rest: OfEnd,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+struct OfEnd {
+    sum: u32,
+    label: [u8; 4],
     local_port: [u8; 2],
     remote_port: [u8; 2],
-    label: [u8; 4],
-    sum: u32,
     v6: u8,
     zero: [u8; 3],
-    link: Link,
 }
 
 /// Learned by the program.
@@ -51,17 +54,18 @@ struct Link {
     interface: u32,
 }
 
-/// What the program has done one way.
+/// Where one end is, and what the program has sent there.
 #[repr(C)]
-#[derive(Debug, Default)]
-pub struct Count {
+#[derive(Debug)]
+pub struct Far {
+    addresses: UnsafeCell<[Address; 2]>,
     packets: AtomicU64,
     bytes: AtomicU64,
     dropped: AtomicU64,
     last: AtomicU64,
 }
 
-/// What a [`Count`] says.
+/// What a [`Far`] has counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counted {
     /// Relayed.
@@ -78,13 +82,14 @@ pub struct Counted {
 #[repr(C)]
 #[derive(Debug)]
 pub struct Flow {
-    ends: UnsafeCell<[End; 2]>,
     until: AtomicU64,
     rest: UnsafeCell<Rest>,
+    links: UnsafeCell<[Link; 2]>,
+    zero: u64,
+    /// From the peer.
+    pub to_client: Far,
     /// From the client.
-    pub to_peer: Count,
-    /// To the client.
-    pub to_client: Count,
+    pub to_peer: Far,
 }
 
 #[repr(C)]
@@ -92,9 +97,10 @@ pub struct Flow {
 struct Rest {
     generation: u32,
     account: u32,
+    ends: [OfEnd; 2],
     channel: [u8; 2],
     here: u8,
-    zero: [u8; 5],
+    zero: [u8; 13],
 }
 
 /// All that the program must know of a channel.
@@ -123,15 +129,15 @@ impl Flow {
     /// Writes everything anew. No route may lead here, and none may have for as long as the program may run.
     pub fn write(&self, facts: &Facts) {
         let Facts { client, peer, until, generation, account, channel, here } = *facts;
-        let channel = channel.number().to_be_bytes();
-        let rest = Rest { generation, account, channel, here: here.into(), zero: [0; 5] };
+        let (ends, channel) = ([client.rest, peer.rest], channel.number().to_be_bytes());
+        let rest = Rest { generation, account, ends, channel, here: here.into(), zero: [0; 13] };
         // SAFETY: nobody else reads or writes this flow now, says the caller.
         unsafe {
-            self.ends.get().write_volatile([client, peer]);
             self.rest.get().write_volatile(rest);
+            self.links.get().write_volatile([Link::default(); 2]);
         }
-        self.to_peer.clear();
-        self.to_client.clear();
+        self.to_client.write(client.addresses);
+        self.to_peer.write(peer.addresses);
         self.until.store(until, Release);
     }
 
@@ -141,10 +147,10 @@ impl Flow {
     }
 }
 
-impl Count {
+impl Far {
     /// The numbers, each for itself.
     pub fn read(&self) -> Counted {
-        let Self { packets, bytes, dropped, last } = self;
+        let Self { packets, bytes, dropped, last, .. } = self;
         Counted {
             packets: packets.load(Relaxed),
             bytes: bytes.load(Relaxed),
@@ -153,7 +159,9 @@ impl Count {
         }
     }
 
-    fn clear(&self) {
+    fn write(&self, addresses: [Address; 2]) {
+        // SAFETY: as in `Flow::write`, which alone calls this.
+        unsafe { self.addresses.get().write_volatile(addresses) };
         [&self.packets, &self.bytes, &self.dropped, &self.last]
             .iter()
             .for_each(|count| count.store(0, Relaxed));
@@ -165,17 +173,15 @@ impl End {
     pub fn new(local: SocketAddr, remote: SocketAddr, labels: &RandomState) -> Self {
         let v6 = remote.is_ipv6();
         let label = if v6 { labels.hash_one((local, remote)) as u32 & 0x000f_ffff } else { 0 };
-        Self {
-            local: address(local.ip()),
-            remote: address(remote.ip()),
+        let rest = OfEnd {
+            sum: folded(sum(local) + sum(remote)),
+            label: label.to_be_bytes(),
             local_port: local.port().to_be_bytes(),
             remote_port: remote.port().to_be_bytes(),
-            label: label.to_be_bytes(),
-            sum: sum(local) + sum(remote),
             v6: v6.into(),
             zero: [0; 3],
-            link: Link::default(),
-        }
+        };
+        Self { addresses: [address(local.ip()), address(remote.ip())], rest }
     }
 }
 
@@ -213,6 +219,14 @@ fn sum(at: SocketAddr) -> u32 {
     ip + word(&at.port().to_be_bytes())
 }
 
+/// As checksums add up: what is carried over the top counts at the bottom.
+fn folded(mut sum: u32) -> u32 {
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum
+}
+
 /// A value of a map that both sides may read and write.
 ///
 /// # Safety
@@ -246,13 +260,12 @@ pub fn mapped<T: Shared>(map: BorrowedFd<'_>, count: usize) -> io::Result<&'stat
 mod tests {
     use std::mem::{offset_of, size_of};
 
-    use super::{End, Flow};
+    use super::{Far, Flow};
     use crate::turn::bandwidth::Account;
 
     #[test]
     fn the_layout_is_that_of_the_program() {
-        assert_eq!((size_of::<End>(), size_of::<Flow>(), size_of::<Account>()), (80, 248, 40));
-        assert_eq!(offset_of!(End, link), 48);
-        assert_eq!((offset_of!(Flow, until), offset_of!(Flow, to_peer)), (160, 184));
+        assert_eq!((size_of::<Flow>(), size_of::<Far>(), size_of::<Account>()), (256, 64, 40));
+        assert_eq!((offset_of!(Flow, links), offset_of!(Flow, to_client)), (64, 128));
     }
 }
