@@ -6,9 +6,10 @@
 mod frames;
 mod world;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use frames::{Checksum, Frame};
+use halfway::clock;
 use world::{CLIENTS, PEERS, Verdict, World};
 
 const CHANNEL: u16 = 0x4abc;
@@ -19,7 +20,7 @@ fn bound(client: usize, peer: std::net::SocketAddr, links: [u32; 2]) -> World {
     world.allocate(client);
     world.bind(client, CHANNEL, peer);
     let (hello, back) =
-        (world.from_client(client, CHANNEL, b"hello"), world.from_peer(client, peer, b"back"));
+        (world.client_says(client, CHANNEL, b"hello"), world.peer_says(client, peer, b"back"));
     assert_eq!(world.check(&hello, links[0]), Verdict::Pass, "nobody knows the way to the peer yet");
     assert!(matches!(world.check(&back, links[1]), Verdict::Sent { .. }), "the way to the client is known");
     world
@@ -39,13 +40,13 @@ fn every_shape_both_ways_in_every_family_and_across() {
         let mut world = bound(client, peer.parse().unwrap(), [1, 1]);
         for length in [0, 1, 2, 3, 4, 5, 160, 1_199, 1_200] {
             let payload: Vec<u8> = (0..length).map(|at| (at * 7 + length) as u8).collect();
-            let out = sent(world.check(&world.from_client(client, CHANNEL, &payload), 1)).1;
+            let out = sent(world.check(&world.client_says(client, CHANNEL, &payload), 1)).1;
             assert_eq!((out.payload.len(), out.checksum), (length, Checksum::Right), "{client} to {peer}");
-            let back = sent(world.check(&world.from_peer(client, peer.parse().unwrap(), &payload), 1)).1;
+            let back = sent(world.check(&world.peer_says(client, peer.parse().unwrap(), &payload), 1)).1;
             assert_eq!((back.payload.len(), back.checksum), (length + 4, Checksum::Right));
         }
         for padding in 1..=4 {
-            let mut padded = world.from_client(client, CHANNEL, b"hello");
+            let mut padded = world.client_says(client, CHANNEL, b"hello");
             padded.payload.extend((0..padding).map(|byte| 0xa0 + byte));
             match world.check(&padded, 1) {
                 Verdict::Sent { frame, .. } => {
@@ -68,15 +69,15 @@ fn two_clients_of_this_host_in_every_family() {
             let mut world = World::new();
             let relayed = [one, other].map(|client| world.allocate(client)[usize::from(v6)]);
             world.bind(one, 0x4001, relayed[1]);
-            let hello = world.from_client(one, 0x4001, b"hello");
+            let hello = world.client_says(one, 0x4001, b"hello");
             assert_eq!(world.check(&hello, 1), Verdict::Pass, "the other one has no channel");
             world.bind(other, 0x7ffe, relayed[0]);
-            let back = world.from_client(other, 0x7ffe, b"back");
+            let back = world.client_says(other, 0x7ffe, b"back");
             let (_, got) = sent(world.check(&back, 1));
             assert_eq!(got.payload, [&[0x40, 1, 0, 4], &b"back"[..]].concat());
             let (_, got) = sent(world.check(&hello, 1));
             assert_eq!(got.payload, [&[0x7f, 0xfe, 0, 5], &b"hello"[..]].concat());
-            let mut forged = world.from_peer(other, relayed[0], b"forged");
+            let mut forged = world.peer_says(other, relayed[0], b"forged");
             assert_eq!(world.check(&forged, 1), Verdict::Pass, "our own address comes from nowhere outside");
             forged.payload = [&[0x7f, 0xfe, 0, 1], &b"x"[..]].concat();
             assert_eq!(world.check(&forged, 1), Verdict::Pass);
@@ -94,7 +95,7 @@ fn tags_and_interfaces_are_those_of_the_one_it_is_for() {
         let (client, peer) = (0, PEERS[0].parse().unwrap());
         let mut world = bound(client, peer, [1, 2]);
         let (mut hello, mut back) =
-            (world.from_client(client, CHANNEL, b"hello"), world.from_peer(client, peer, b"back"));
+            (world.client_says(client, CHANNEL, b"hello"), world.peer_says(client, peer, b"back"));
         hello.link.tags.clone_from(of_client);
         back.link.tags.clone_from(of_peer);
         world.check(&back, 2);
@@ -104,7 +105,7 @@ fn tags_and_interfaces_are_those_of_the_one_it_is_for() {
         assert_eq!((interface, out.link), (1, hello.link.reversed()));
     }
     let mut world = bound(0, PEERS[0].parse().unwrap(), [1, 1]);
-    let mut deep = world.from_client(0, CHANNEL, b"hello");
+    let mut deep = world.client_says(0, CHANNEL, b"hello");
     deep.link.tags = vec![service, tag(1), tag(2)];
     assert_eq!(world.check(&deep, 1), Verdict::Pass, "three tags");
 }
@@ -114,7 +115,7 @@ fn tags_and_interfaces_are_those_of_the_one_it_is_for() {
 fn what_is_unusual_goes_up_as_it_came() {
     let peer = PEERS[0].parse().unwrap();
     let mut world = bound(0, peer, [1, 1]);
-    let usual = world.from_client(0, CHANNEL, b"hello");
+    let usual = world.client_says(0, CHANNEL, b"hello");
     let plain = usual.write();
     let changes: [(&str, usize, u8); 12] = [
         ("multicast", 0, 1),
@@ -168,8 +169,8 @@ fn what_does_not_fit_goes_up() {
         let fits_out = 1_500 - 8 - far.max(near + 4);
         let fits_in = 1_500 - 8 - (near + 4).max(far);
         for (fits, length) in [(true, 0), (false, 1)] {
-            let mut out = world.from_client(client, CHANNEL, &vec![1; fits_out + length]);
-            let mut back = world.from_peer(client, peer, &vec![2; fits_in + length]);
+            let mut out = world.client_says(client, CHANNEL, &vec![1; fits_out + length]);
+            let mut back = world.peer_says(client, peer, &vec![2; fits_in + length]);
             (out.ip.dont_fragment, back.ip.dont_fragment) = (true, true);
             // Where the packet shrinks it could not have come, had it been longer.
             if fits || far > near + 4 {
@@ -180,7 +181,7 @@ fn what_does_not_fit_goes_up() {
             }
         }
         // RFC 7915: what routers of IPv4 may cut, those of IPv6 cannot.
-        let mut cut = world.from_client(client, CHANNEL, &[3; 1_240]);
+        let mut cut = world.client_says(client, CHANNEL, &[3; 1_240]);
         cut.ip.dont_fragment = false;
         let is_translated = near == 20 && far == 40;
         assert_eq!(world.check(&cut, 1) == Verdict::Pass, is_translated, "{client} to {peer}");
@@ -192,7 +193,7 @@ fn what_does_not_fit_goes_up() {
 fn what_has_ended_is_not_relayed() {
     let peer = PEERS[0].parse().unwrap();
     let mut world = bound(0, peer, [1, 1]);
-    let (hello, back) = (world.from_client(0, CHANNEL, b"hello"), world.from_peer(0, peer, b"back"));
+    let (hello, back) = (world.client_says(0, CHANNEL, b"hello"), world.peer_says(0, peer, b"back"));
     world.let_expire(Duration::from_secs(599));
     assert!(matches!(world.check(&hello, 1), Verdict::Sent { .. }));
     world.let_expire(Duration::from_secs(600));
@@ -217,13 +218,13 @@ fn a_channel_ends_by_itself() {
     let mut world = World::new();
     world.allocate(0);
     world.bind_for(0, CHANNEL, peer, Duration::from_millis(400));
-    let back = world.from_peer(0, peer, b"back");
-    let hello = world.from_client(0, CHANNEL, b"hello");
+    let back = world.peer_says(0, peer, b"back");
+    let hello = world.client_says(0, CHANNEL, b"hello");
     world.run(&hello, 1);
-    let end = Instant::now() + Duration::from_millis(400);
+    let end = clock::now().mono + Duration::from_millis(400);
     let mut passed = 0;
-    while Instant::now() < end + Duration::from_millis(50) {
-        let began = Instant::now();
+    while clock::now().mono < end + Duration::from_millis(50) {
+        let began = clock::now().mono;
         match world.run(&back, 1) {
             Verdict::Sent { .. } => passed += 1,
             verdict => assert_eq!(verdict, Verdict::Pass),
@@ -242,8 +243,8 @@ fn the_limit_of_an_agent_is_one_for_both_paths() {
     let mut world = World::with_limit(100_000);
     world.allocate(0);
     world.bind(0, CHANNEL, peer);
-    let frame = world.from_client(0, CHANNEL, &[7; 1_000]);
-    let back = world.from_peer(0, peer, &[7; 1_000]);
+    let frame = world.client_says(0, CHANNEL, &[7; 1_000]);
+    let back = world.peer_says(0, peer, &[7; 1_000]);
     world.run(&frame, 1);
     world.run(&back, 1);
     let count = |world: &mut World, frame| {
@@ -251,9 +252,9 @@ fn the_limit_of_an_agent_is_one_for_both_paths() {
     };
     // A second's worth at once: part of it in user space, the rest in the kernel.
     assert_eq!(world.in_user_space(0, CHANNEL, 1_000, 60), 60);
-    let began = Instant::now();
+    let began = clock::now().mono;
     let in_kernel = count(&mut world, &frame);
-    let earned = began.elapsed().as_millis() as usize / 10 + 2;
+    let earned = (clock::now().mono - began).as_millis() as usize / 10 + 2;
     assert!((39..=40 + earned).contains(&in_kernel), "{in_kernel}");
     assert_eq!(world.run(&frame, 1), Verdict::Drop);
     assert!(world.in_user_space(0, CHANNEL, 1_000, 60) <= earned, "user space sees what the kernel took");
@@ -269,7 +270,7 @@ fn what_was_relayed_is_told_where_user_space_counts() {
     let peer = PEERS[0].parse().unwrap();
     let mut world = bound(0, peer, [1, 1]);
     for _ in 0..5 {
-        world.check(&world.from_client(0, CHANNEL, b"hello"), 1);
+        world.check(&world.client_says(0, CHANNEL, b"hello"), 1);
     }
     let carried = world.settle();
     let (out, back) = (carried.to_peers, carried.to_clients);
@@ -281,14 +282,14 @@ fn what_was_relayed_is_told_where_user_space_counts() {
         "{heard:?} {active:?}"
     );
     std::thread::sleep(Duration::from_millis(300));
-    world.check(&world.from_peer(0, peer, b"back"), 1);
+    world.check(&world.peer_says(0, peer, b"back"), 1);
     world.settle();
     let (heard, active) = world.idle_for(0);
     assert!(
         heard > Duration::from_millis(280) && active < Duration::from_millis(100),
         "{heard:?} {active:?}"
     );
-    world.check(&world.from_client(0, CHANNEL, b"last"), 1);
+    world.check(&world.client_says(0, CHANNEL, b"last"), 1);
     assert_eq!(world.release(0).to_peers.packets, 1, "told at the end");
 }
 
@@ -321,8 +322,8 @@ fn time_of_each_shape() {
     for (client, peer) in (0..CLIENTS.len()).flat_map(|client| PEERS.map(|peer| (client, peer))) {
         let peer: std::net::SocketAddr = peer.parse().unwrap();
         let mut world = bound(client, peer, [1, 1]);
-        let out = world.from_client(client, CHANNEL, &[1; 160]);
-        let back = world.from_peer(client, peer, &[2; 160]);
+        let out = world.client_says(client, CHANNEL, &[1; 160]);
+        let back = world.peer_says(client, peer, &[2; 160]);
         println!(
             "{} -> {peer}: {} ns; back: {} ns",
             CLIENTS[client].0,
@@ -335,7 +336,7 @@ fn time_of_each_shape() {
     let relayed = [0, 1].map(|client| world.allocate(client)[0]);
     world.bind(0, 0x4001, relayed[1]);
     world.bind(1, 0x4001, relayed[0]);
-    let frames = [0, 1].map(|client| world.from_client(client, 0x4001, &[1; 160]));
+    let frames = [0, 1].map(|client| world.client_says(client, 0x4001, &[1; 160]));
     frames.iter().for_each(|frame| _ = world.run(frame, 1));
     println!("between two clients: {} ns", world.median(&frames[0]));
     for allocations in [1, 10_000] {

@@ -14,6 +14,7 @@ use aya::{
     programs::{TestRun, TestRunOptions, Xdp, xdp::XdpMode},
 };
 use halfway::{
+    clock,
     relay::xdp::{Maps, Mirror},
     turn::{
         AllocationId, Channel, Family, FiveTuple, PeerAddr, RelayAddress, RelayPort, Transport,
@@ -140,7 +141,7 @@ impl World {
         let quotas = Quotas::sharing(Limits { bytes_per_second, ..Limits::default() }, maps.accounts());
         let mut forward = Forward::default();
         forward.announce();
-        let mirror = Mirror::new(&maps, 0, 1, relays, Instant::now());
+        let mirror = Mirror::new(&maps, 0, 1, relays, clock::now().mono);
         Self {
             forward,
             policy,
@@ -158,7 +159,7 @@ impl World {
     }
 
     fn now(&self) -> Instant {
-        Instant::now() + self.ahead
+        clock::now().mono + self.ahead
     }
 
     /// With a relayed address of each family, as peers see them.
@@ -235,13 +236,13 @@ impl World {
         }
     }
 
-    pub fn from_client(&self, client: usize, channel: u16, payload: &[u8]) -> Frame {
+    pub fn client_says(&self, client: usize, channel: u16, payload: &[u8]) -> Frame {
         let [number, length] = [channel, payload.len() as u16].map(u16::to_be_bytes);
         let FiveTuple { client: from, server: to, .. } = five_tuple(client);
         frame(client as u8, from, to, [&number[..], &length, payload].concat())
     }
 
-    pub fn from_peer(&self, client: usize, peer: SocketAddr, payload: &[u8]) -> Frame {
+    pub fn peer_says(&self, client: usize, peer: SocketAddr, payload: &[u8]) -> Frame {
         let relay = &self.policy.relays[usize::from(peer.is_ipv6())];
         let to = SocketAddr::new(relay.bound, port(client));
         frame(99, self.policy.inward(peer), to, payload.to_vec())
@@ -381,7 +382,7 @@ impl World {
     /// What the kernel relayed since this was last asked.
     pub fn settle(&mut self) -> Carried {
         let mut sum = Carried::default();
-        self.mirror.look(&self.quotas, Instant::now() + self.ahead, |_, carried| sum += *carried);
+        self.mirror.look(&self.quotas, clock::now().mono + self.ahead, |_, carried| sum += *carried);
         sum
     }
 
@@ -477,13 +478,13 @@ impl World {
         let length = if random.one_in(4) { 1_400 + random.below(100) } else { random.below(300) };
         let payload: Vec<u8> = (0..length).map(|_| random.below(256) as u8).collect();
         let mut frame = if random.one_in(2) {
-            let mut frame = self.from_client(client, 0x4000 + random.below(CHANNELS) as u16, &payload);
+            let mut frame = self.client_says(client, 0x4000 + random.below(CHANNELS) as u16, &payload);
             let padding = if random.one_in(3) { random.below(6) } else { 0 };
             frame.payload.extend((0..padding).map(|_| random.below(256) as u8));
             frame
         } else {
             let peer = self.any_peer(random);
-            self.from_peer(client, peer, &payload)
+            self.peer_says(client, peer, &payload)
         };
         frame.ip.traffic_class = random.below(256) as u8;
         frame.ip.dont_fragment = random.one_in(2);
@@ -520,7 +521,7 @@ pub fn crowd(allocations: usize) -> (u64, u128) {
     let mut world = World::new();
     let mut frames = Vec::new();
     let mut seats = Vec::new();
-    let now = Instant::now();
+    let now = clock::now().mono;
     for number in 0..allocations {
         let client = SocketAddr::from(([9, 1, (number >> 8) as u8, number as u8], 4_000));
         let of_client = FiveTuple { client, ..five_tuple(0) };
@@ -537,9 +538,9 @@ pub fn crowd(allocations: usize) -> (u64, u128) {
                 tenure: Arc::clone(seat.tenure()),
             };
             world.mirror.add(&route, &world.quotas, now);
-            let hello = Frame { from: client, ..world.from_client(0, 0x4000 + channel, &[1; 160]) };
+            let hello = Frame { from: client, ..world.client_says(0, 0x4000 + channel, &[1; 160]) };
             let to = SocketAddr::new(world.policy.relays[0].bound, route.relay.port);
-            let back = Frame { to, ..world.from_peer(0, peer, &[2; 160]) };
+            let back = Frame { to, ..world.peer_says(0, peer, &[2; 160]) };
             frames.extend([hello.write(), back.write()]);
         }
         seats.push(seat);
