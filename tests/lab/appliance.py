@@ -36,7 +36,8 @@ class Appliance:
     """A running `halfway serve`, with a certificate by a throw-away authority."""
 
     def __init__(
-        self, net, directory, *flags, namespace=None, settings="", url=URL, pages=PAGES, own=True, environment=None
+        self, net, directory, *flags, namespace=None, settings="", url=URL, pages=PAGES, own=True, environment=None,
+        within=(),
     ):  # fmt: skip
         self.data, self.namespace = directory / "data", namespace or net.public
         self.url, self.pages = url, pages
@@ -56,15 +57,18 @@ class Appliance:
         self.config, self.flags = config, flags
         self.environment = {**os.environ, **(environment or {})}
         self.certs = certs
+        # A command that runs another one, with fewer rights.
+        self.within, self.said = within, ""
         self.log_file = directory / "halfway.log"
 
     def __enter__(self):
-        command = self.namespace.command(BINARY, "--config", self.config, "serve", *self.flags)
+        command = self.namespace.command(*self.within, BINARY, "--config", self.config, "serve", *self.flags)
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=self.environment)
         log = []
         for line in self.process.stderr:
             log.append(line)
             if " ready " in line:
+                self.said = "".join(log)
                 # Nobody reads on here, and a full pipe would stop it.
                 with open(self.log_file, "w") as rest:
                     self.drain = subprocess.Popen(["cat"], stdin=self.process.stderr, stdout=rest)

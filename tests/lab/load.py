@@ -22,11 +22,11 @@ secrets = ["{secret}"]
 """
 
 
-def load(place, secret, way, seconds, *flags, uri=f"turn:{PUBLIC[4]}", clients=16, rate=2_000, binary=BINARY, **options):
+def load(place, secret, way, seconds, *flags, uri=f"turn:{PUBLIC[4]}", clients=16, rate=2_000, binary=BINARY, peer=PUBLIC[4], **options):
     """Clients that send for a while in a namespace or a machine, in the background."""
     command = place.command(
         binary, "bench", "turn", uri, "--secret", secret, "--run", way, "--clients", clients, "--rate", rate,
-        "--time", f"{seconds:.0f}s", "--peer-ip", PUBLIC[4], "--json", *flags,
+        "--time", f"{seconds:.0f}s", "--peer-ip", peer, "--json", *flags,
     )  # fmt: skip
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
 
