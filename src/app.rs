@@ -390,7 +390,9 @@ fn kernel(config: &Config, policy: &Policy) -> Option<Kernel> {
     let addresses = bound.chain(config.turn.listen.iter().map(SocketAddr::ip)).collect();
     match xdp::load() {
         Ok((maps, object)) => {
-            Some(Kernel { maps: Arc::new(maps), attachments: Attachments::new(object, mode, addresses) })
+            let maps = Arc::new(maps);
+            let attachments = Attachments::new(&maps, object, mode, addresses);
+            Some(Kernel { maps, attachments })
         }
         Err(why) => {
             tracing::warn!("turn.xdp: the kernel does not take the program, and user space relays: {why}");

@@ -6,7 +6,8 @@
 //   UDP from a peer              -> ChannelData to the client
 //
 // It forwards nothing but what the relay has written into `routes` and `flows`, and learns one thing by itself: by which
-// header of the link a flow's client and peer send, for that is how they are reached. Whatever it does not know, or cannot do
+// header of the link a flow's client and peer send, for that is how they are reached (of those who have not sent, user space
+// tells what the kernel's tables say). Whatever it does not know, or cannot do
 // exactly, goes up to user space as it came: XDP_PASS is always right, only slower.
 //
 // `src/relay/xdp/rows.rs` has the same structures; docs/architecture.md says how the two sides share them.
@@ -65,7 +66,7 @@ struct route {
 struct link {
 	u8 header[LONGEST_LINK];
 	u16 length;
-	u16 zero;
+	u16 heard; // 0: as user space was told by the kernel's tables
 	u32 interface;
 };
 
@@ -364,7 +365,7 @@ always void learn(struct link *link, void *data, void *end, u32 length, u32 inte
 	// Read before: it is no shorter than the headers behind it.
 	if (data + LONGEST_LINK > end)
 		return;
-	u32 differs = (link->length ^ length) | (link->interface ^ interface);
+	u32 differs = !link->heard | (link->length ^ length) | (link->interface ^ interface);
 	differs |= (seen[0] ^ known[0]) | (seen[1] ^ known[1]) | (seen[2] ^ known[2]);
 	if (length > MACS + 2)
 		differs |= seen[3] ^ known[3];
@@ -375,6 +376,7 @@ always void learn(struct link *link, void *data, void *end, u32 length, u32 inte
 	// What lies behind a shorter header is never looked at.
 	__builtin_memcpy(link->header, data, LONGEST_LINK);
 	link->length = length;
+	link->heard = 1;
 	link->interface = interface;
 }
 

@@ -8,6 +8,7 @@
 //! [`Effect::RouteRemoved`]: crate::turn::server::Effect::RouteRemoved
 
 mod attachment; // on which interfaces the program is
+mod paths; // how those are reached who have not sent
 mod rows; // what both sides share
 
 use std::{
@@ -29,14 +30,17 @@ use aya::{
 use nix::time::{ClockId, clock_gettime};
 
 pub use self::attachment::{Attachments, Mode};
-use self::rows::{Counted, End, Facts, Far, Flow, Key};
+use self::{
+    paths::Paths,
+    rows::{Counted, End, Facts, Far, Flow, Hop, Key},
+};
 use crate::turn::{
     Channel, FiveTuple, RelayAddress,
     bandwidth::{Account, Accounts},
     counters::{PASSED, Traffic},
     forward::{Carried, ChannelRoute},
     policy::Reach,
-    quota::{Quotas, Tenure},
+    quota::Quotas,
 };
 
 /// The program, and the maps it reads.
@@ -45,6 +49,9 @@ pub const OBJECT: &[u8] = aya::include_bytes_aligned!("../../xdp/relay.o");
 pub const LOOK: Duration = Duration::from_secs(1);
 /// A flow's memory is not used again before that: so long no run of the program lasts.
 const REST: Duration = Duration::from_secs(1);
+/// The kernel's tables are asked again that often for who has not been heard, and of so many channels in one look.
+const ASK: Duration = Duration::from_secs(2);
+const ASKS: usize = 128;
 /// Flows end that much earlier in the kernel, if nobody ends them: its clock is that coarse.
 const COARSE: Duration = Duration::from_millis(20);
 
@@ -54,6 +61,8 @@ pub struct Maps {
     flows: &'static [Flow],
     accounts: Accounts,
     passes: Mutex<PerCpuArray<MapData, u64>>,
+    /// The interfaces that have the program, and their addresses.
+    interfaces: Mutex<HashMap<u32, [u8; 6]>>,
 }
 
 /// Loads the program. It does nothing before it is attached.
@@ -83,7 +92,17 @@ impl Maps {
             flows: mapped(&flows)?,
             accounts: Accounts::new(mapped::<Account>(&accounts)?),
             passes: Mutex::new(passes.try_into().map_err(map_error)?),
+            interfaces: Mutex::default(),
         })
+    }
+
+    /// The program is on these interfaces.
+    fn set_interfaces(&self, interfaces: HashMap<u32, [u8; 6]>) {
+        *self.interfaces.lock().unwrap_or_else(PoisonError::into_inner) = interfaces;
+    }
+
+    fn address_of(&self, interface: u32) -> Option<[u8; 6]> {
+        self.interfaces.lock().unwrap_or_else(PoisonError::into_inner).get(&interface).copied()
     }
 
     /// What agents may relay, where the program sees it, too.
@@ -130,6 +149,7 @@ pub struct Mirror {
     maps: Arc<Maps>,
     relays: Vec<RelayAddress>,
     labels: RandomState,
+    paths: Paths,
     flows: HashMap<(FiveTuple, Channel), Mirrored>,
     free: Vec<u32>,
     /// What is not to be used again before that time, in order.
@@ -141,8 +161,11 @@ pub struct Mirror {
 
 struct Mirrored {
     number: u32,
-    keys: [Key; 2],
-    tenure: Arc<Tenure>,
+    ends: [(SocketAddr, SocketAddr); 2],
+    /// What the kernel's tables said.
+    hops: [Option<Hop>; 2],
+    asked: Instant,
+    route: ChannelRoute,
     seen: [Counted; 2],
 }
 
@@ -161,6 +184,7 @@ impl Mirror {
             maps: Arc::clone(maps),
             relays,
             labels: RandomState::new(),
+            paths: Paths::new(),
             flows: HashMap::new(),
             free: (shard * each..(shard + 1) * each).map(|number| number as u32).rev().collect(),
             resting: VecDeque::new(),
@@ -172,11 +196,26 @@ impl Mirror {
 
     /// A channel has come, or lasts longer than it did.
     pub fn add(&mut self, route: &ChannelRoute, quotas: &Quotas, now: Instant) {
-        let until = nanoseconds() + nanos(route.until.saturating_duration_since(now).saturating_sub(COARSE));
-        if let Some(mirrored) = self.flows.get(&(route.client, route.channel)) {
-            return self.maps.flows[mirrored.number as usize].set_until(until);
+        if let Some(mirrored) = self.flows.get_mut(&(route.client, route.channel)) {
+            mirrored.route.until = route.until;
+            return self.maps.flows[mirrored.number as usize].set_until(end(route, now));
         }
-        let Some([client, peer]) = self.ends(route) else { return };
+        if self.flows.is_empty() {
+            self.next_look = now + LOOK;
+        }
+        if let Some(ends) = self.ends(route) {
+            self.write(route.clone(), ends, quotas, now);
+        }
+    }
+
+    /// Writes a channel where the program finds it, in the place of what it knew of it.
+    fn write(
+        &mut self,
+        route: ChannelRoute,
+        ends: [(SocketAddr, SocketAddr); 2],
+        quotas: &Quotas,
+        now: Instant,
+    ) {
         let account = match route.tenure.account() {
             None => 0,
             Some(None) => return,
@@ -187,29 +226,23 @@ impl Mirror {
         };
         let Some(number) = self.take_number(now) else { return self.say_full() };
         self.generation = self.generation.wrapping_add(1);
-        let end = |(local, remote)| End::new(local, remote, &self.labels);
+        let hops = ends.map(|(local, remote)| self.paths.hop(&self.maps, local, remote));
+        let facts = |at: usize| End::new(ends[at].0, ends[at].1, &self.labels, hops[at]);
         self.maps.flows[number as usize].write(&Facts {
-            client: end(client),
-            peer: end(peer),
-            until,
+            client: facts(0),
+            peer: facts(1),
+            until: end(&route, now),
             generation: self.generation,
             account,
             channel: route.channel,
             here: route.reach != Reach::Open,
         });
-        let keys = [rows::key(peer.0, peer.1, None), rows::key(client.0, client.1, Some(route.channel))];
-        let tenure = Arc::clone(&route.tenure);
-        let mirrored = Mirrored { number, keys, tenure, seen: Default::default() };
-        let value = [number, self.generation];
-        let mut routes = self.maps.routes.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_written = keys.iter().all(|key| routes.insert(key, value, 0).is_ok());
-        drop(routes);
-        if self.flows.is_empty() {
-            self.next_look = now + LOOK;
-        }
-        self.flows.insert((route.client, route.channel), mirrored);
+        let is_written = self.maps.set(&keys(&ends, route.channel), [number, self.generation]);
+        let (client, channel) = (route.client, route.channel);
+        let mirrored = Mirrored { number, ends, hops, asked: now, route, seen: Default::default() };
+        self.flows.insert((client, channel), mirrored);
         if !is_written {
-            let _ = self.remove(&route.client, route.channel, quotas, now);
+            let _ = self.remove(&client, channel, quotas, now);
             self.say_full();
         }
     }
@@ -219,7 +252,7 @@ impl Mirror {
         let Some(mut mirrored) = self.flows.remove(&(*client, channel)) else { return Carried::default() };
         let flow = &self.maps.flows[mirrored.number as usize];
         flow.set_until(0);
-        self.maps.forget(&mirrored.keys);
+        self.maps.forget(&keys(&mirrored.ends, channel));
         self.resting.push_back((now + REST, mirrored.number));
         mirrored.settle(flow, &Clock::new(quotas, now))
     }
@@ -228,11 +261,27 @@ impl Mirror {
     pub fn look(&mut self, quotas: &Quotas, now: Instant, mut tell: impl FnMut(&FiveTuple, &Carried)) {
         self.next_look = now + LOOK;
         let clock = Clock::new(quotas, now);
-        for ((client, _), mirrored) in &mut self.flows {
-            let carried = mirrored.settle(&self.maps.flows[mirrored.number as usize], &clock);
+        let (mut may_ask, mut moved) = (ASKS, Vec::new());
+        for ((client, channel), mirrored) in &mut self.flows {
+            let flow = &self.maps.flows[mirrored.number as usize];
+            let carried = mirrored.settle(flow, &clock);
             if carried != Carried::default() {
                 tell(client, &carried);
             }
+            if may_ask > 0 && mirrored.asked + ASK <= now && flow.heard().contains(&false) {
+                may_ask -= 1;
+                if mirrored.has_moved(&mut self.paths, &self.maps, now) {
+                    moved.push((*client, *channel));
+                }
+            }
+        }
+        for (client, channel) in moved {
+            // Anew, and not where the program may be reading.
+            let Some(Mirrored { route, ends, .. }) = self.flows.get(&(client, channel)) else { continue };
+            let (route, ends) = (route.clone(), *ends);
+            let last = self.remove(&client, channel, quotas, now);
+            tell(&client, &last);
+            self.write(route, ends, quotas, now);
         }
     }
 
@@ -286,14 +335,20 @@ impl Mirror {
 
 impl Drop for Mirror {
     fn drop(&mut self) {
-        for mirrored in self.flows.values() {
+        for ((_, channel), mirrored) in &self.flows {
             self.maps.flows[mirrored.number as usize].set_until(0);
-            self.maps.forget(&mirrored.keys);
+            self.maps.forget(&keys(&mirrored.ends, *channel));
         }
     }
 }
 
 impl Maps {
+    /// Gives whether there was room.
+    fn set(&self, keys: &[Key], route: rows::Route) -> bool {
+        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        keys.iter().all(|key| routes.insert(key, route, 0).is_ok())
+    }
+
     fn forget(&self, keys: &[Key]) {
         let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
         for key in keys {
@@ -311,9 +366,27 @@ impl Mirrored {
         let (to_clients, answered) = since(to_client, &flow.to_client);
         let heard = heard.map(|at| clock.tick(at));
         let active = heard.max(answered.map(|at| clock.tick(at)));
-        self.tenure.has_carried(heard, active);
+        self.route.tenure.has_carried(heard, active);
         Carried { to_peers: to_peers.0, to_clients: to_clients.0, over_bandwidth: to_peers.1 + to_clients.1 }
     }
+}
+
+impl Mirrored {
+    /// Whether the kernel's tables say something else than they did.
+    fn has_moved(&mut self, paths: &mut Paths, maps: &Maps, now: Instant) -> bool {
+        self.asked = now;
+        self.ends.map(|(local, remote)| paths.hop(maps, local, remote)) != self.hops
+    }
+}
+
+/// That of the peer's packets, and that of the client's.
+fn keys([client, peer]: &[(SocketAddr, SocketAddr); 2], channel: Channel) -> [Key; 2] {
+    [rows::key(peer.0, peer.1, None), rows::key(client.0, client.1, Some(channel))]
+}
+
+/// When a channel ends by itself, on the kernel's clock.
+fn end(route: &ChannelRoute, now: Instant) -> u64 {
+    nanoseconds() + nanos(route.until.saturating_duration_since(now).saturating_sub(COARSE))
 }
 
 /// What was relayed and dropped since `seen`, and when last, if anything was.

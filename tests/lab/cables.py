@@ -1,12 +1,32 @@
 """A test network whose links are like cables, for programs on interfaces (XDP).
 
-Between namespaces the kernel leaves checksums and segments to a card that is not there, and takes what a program sends
-only where somebody polls: here senders finish what they send, and receivers poll.
+Between namespaces the kernel leaves checksums and segments to a card that is not there: here senders finish what they send.
+And it takes what a program sends only where there is a program at the other end, too.
 """
 
+import functools
 import json
+import pathlib
+import tempfile
 
 from net import PUBLIC, Net, run
+
+
+@functools.cache
+def passing():
+    """A program that lets everything pass, as iproute2 takes it."""
+    directory = tempfile.TemporaryDirectory(prefix="halfway-lab-")
+    compiled = pathlib.Path(directory.name) / "pass.o"
+    source = pathlib.Path(__file__).with_name("pass.c")
+    run("clang-14", "-O2", "-target", "bpf", "-c", str(source), "-o", str(compiled))
+    # The directory lives as long as this value does.
+    return directory, compiled
+
+
+def receive(namespace, interface):
+    """What a program at the other end of this link sends arrives here."""
+    _, compiled = passing()
+    namespace.ip("link", "set", interface, "xdp", "obj", str(compiled), "sec", "xdp")
 
 
 def stretch(net):
@@ -17,7 +37,7 @@ def stretch(net):
             continue
         for link in json.loads(run("ip", "-n", name, "-j", "link")):
             if link["ifname"] != "lo":
-                run("ip", "netns", "exec", name, "ethtool", "-K", link["ifname"], "tx", "off", "gro", "on")
+                run("ip", "netns", "exec", name, "ethtool", "-K", link["ifname"], "tx", "off")
 
 
 class OneLink(Net):
@@ -34,6 +54,7 @@ class OneLink(Net):
             self.uplink = f"{self.id}i0"
             self.sites = [self.on_core(number) for number in (1, 2)]
             stretch(self)
+            receive(self.core, f"{self.id}o0")
         except BaseException:
             self.__exit__()
             raise

@@ -11,7 +11,7 @@ import sys
 import tempfile
 
 from appliance import BINARY, ROOT, Appliance
-from cables import OneLink, stretch
+from cables import OneLink, receive, stretch
 from checks import settled, tell
 from load import found, load
 from net import PUBLIC
@@ -227,6 +227,7 @@ def follows_interfaces(net, scratch, mode):
         net.link(net.core, net.public, 0)
         net.core.route(PUBLIC[4], "10.70.0.2")
         stretch(net)
+        receive(net.core, f"{net.id}o0")
         yield attached(net), "gone and made anew: the program is there"
         found(start(net, client, "pair", 1))
         yield by_kernel(appliance.metrics()) > before + 5_000, "and relays"

@@ -18,7 +18,7 @@ use nix::{
     net::if_::{InterfaceFlags, if_nametoindex},
 };
 
-use super::{program, why};
+use super::{Maps, program, why};
 use crate::host::{self, Host};
 
 /// Interfaces are looked at that often: one may come, and another's program may leave it.
@@ -40,6 +40,7 @@ pub enum Mode {
 pub struct Attachments(Arc<Mutex<State>>);
 
 struct State {
+    maps: Arc<Maps>,
     object: Ebpf,
     mode: Mode,
     addresses: Vec<IpAddr>,
@@ -59,9 +60,9 @@ struct Attached {
 impl Attachments {
     /// None yet: of the interfaces that have these addresses, or by which they are reached.
     #[must_use]
-    pub fn new(object: Ebpf, mode: Mode, addresses: Vec<IpAddr>) -> Self {
-        let (attached, told) = (BTreeMap::new(), BTreeMap::new());
-        Self(Arc::new(Mutex::new(State { object, mode, addresses, is_wanted: false, attached, told })))
+    pub fn new(maps: &Arc<Maps>, object: Ebpf, mode: Mode, addresses: Vec<IpAddr>) -> Self {
+        let (maps, attached, told) = (Arc::clone(maps), BTreeMap::new(), BTreeMap::new());
+        Self(Arc::new(Mutex::new(State { maps, object, mode, addresses, is_wanted: false, attached, told })))
     }
 
     /// Attaches the program now, and where it cannot be now, later. Says once how it is with each interface.
@@ -138,6 +139,8 @@ impl State {
                 self.try_attach(name);
             }
         }
+        let address = |(name, attached): (&String, &Attached)| Some((attached.index, link_address(name)?));
+        self.maps.set_interfaces(self.attached.iter().filter_map(address).collect());
     }
 
     fn try_attach(&mut self, name: String) {
@@ -216,6 +219,12 @@ pub fn interfaces(addresses: &[IpAddr]) -> BTreeSet<String> {
     }
     let named = all.iter().filter(|(_, flags, address)| wanted.contains(address) && is_outside(flags));
     named.map(|(name, _, _)| below(name)).collect()
+}
+
+fn link_address(interface: &str) -> Option<[u8; 6]> {
+    let text = fs::read_to_string(format!("/sys/class/net/{interface}/address")).ok()?;
+    let bytes: Vec<_> = text.trim().split(':').filter_map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+    bytes.try_into().ok()
 }
 
 /// Packets of a VLAN arrive, with their tags, at the interface below.

@@ -31,6 +31,18 @@ type Address = [u64; 2];
 pub struct End {
     addresses: [Address; 2],
     rest: OfEnd,
+    link: Link,
+}
+
+/// A machine that is one link away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hop {
+    /// The index of our interface there.
+    pub interface: u32,
+    /// Its address.
+    pub own: [u8; 6],
+    /// That of the other one.
+    pub theirs: [u8; 6],
 }
 
 #[repr(C)]
@@ -44,14 +56,24 @@ struct OfEnd {
     zero: [u8; 3],
 }
 
-/// Learned by the program.
+/// Learned by the program, or told to it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 struct Link {
     header: [u8; 20],
     length: u16,
-    zero: u16,
+    heard: u16,
     interface: u32,
+}
+
+impl Link {
+    /// The header by which it would send to us, without tags.
+    fn of(hop: &Hop) -> Self {
+        let mut header = [0; 20];
+        header[..6].copy_from_slice(&hop.own);
+        header[6..12].copy_from_slice(&hop.theirs);
+        Self { header, length: 14, heard: 0, interface: hop.interface }
+    }
 }
 
 /// Where one end is, and what the program has sent there.
@@ -134,11 +156,17 @@ impl Flow {
         // SAFETY: nobody else reads or writes this flow now, says the caller.
         unsafe {
             self.rest.get().write_volatile(rest);
-            self.links.get().write_volatile([Link::default(); 2]);
+            self.links.get().write_volatile([client.link, peer.link]);
         }
         self.to_client.write(client.addresses);
         self.to_peer.write(peer.addresses);
         self.until.store(until, Release);
+    }
+
+    /// Whether the client has been heard by the program, and the peer.
+    pub fn heard(&self) -> [bool; 2] {
+        // SAFETY: any number that the program may be writing will do.
+        unsafe { self.links.get().read_volatile() }.map(|link| link.heard != 0)
     }
 
     /// It ends then; 0: now.
@@ -170,7 +198,7 @@ impl Far {
 
 impl End {
     /// Both addresses are of one family. `labels` gives IPv6 its flow labels (RFC 6437).
-    pub fn new(local: SocketAddr, remote: SocketAddr, labels: &RandomState) -> Self {
+    pub fn new(local: SocketAddr, remote: SocketAddr, labels: &RandomState, hop: Option<Hop>) -> Self {
         let v6 = remote.is_ipv6();
         let label = if v6 { labels.hash_one((local, remote)) as u32 & 0x000f_ffff } else { 0 };
         let rest = OfEnd {
@@ -181,7 +209,8 @@ impl End {
             v6: v6.into(),
             zero: [0; 3],
         };
-        Self { addresses: [address(local.ip()), address(remote.ip())], rest }
+        let link = hop.map_or_else(Link::default, |hop| Link::of(&hop));
+        Self { addresses: [address(local.ip()), address(remote.ip())], rest, link }
     }
 }
 

@@ -1,0 +1,112 @@
+//! By which link somebody is reached, as the kernel's own tables say: for those whom the program has not heard yet.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+};
+
+use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState},
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia},
+};
+use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
+
+use super::{Maps, rows::Hop};
+
+/// The kernel's tables (rtnetlink(7)).
+pub struct Paths {
+    socket: Option<Socket>,
+    buffer: Vec<u8>,
+}
+
+/// Bytes of the longest answer that is read.
+const ANSWER: usize = 4_096;
+
+impl Paths {
+    /// Where netlink sockets are not to be had, nothing is known.
+    pub fn new() -> Self {
+        let connected = Socket::new(NETLINK_ROUTE).and_then(|socket| {
+            socket.connect(&netlink_sys::SocketAddr::new(0, 0))?;
+            Ok(socket)
+        });
+        Self { socket: connected.ok(), buffer: Vec::with_capacity(ANSWER) }
+    }
+
+    /// The next hop from `local` to `remote`, if it is known and the program is on its interface.
+    pub fn hop(&mut self, maps: &Maps, local: SocketAddr, remote: SocketAddr) -> Option<Hop> {
+        let (interface, next) = self.route(local.ip(), remote.ip())?;
+        let own = maps.address_of(interface)?;
+        Some(Hop { interface, own, theirs: self.neighbour(interface, next)? })
+    }
+
+    fn route(&mut self, local: IpAddr, remote: IpAddr) -> Option<(u32, IpAddr)> {
+        let mut asked = RouteMessage::default();
+        let bits = if remote.is_ipv4() { 32 } else { 128 };
+        asked.header.address_family = family(remote);
+        (asked.header.destination_prefix_length, asked.header.source_prefix_length) = (bits, bits);
+        asked.attributes =
+            vec![RouteAttribute::Destination(remote.into()), RouteAttribute::Source(local.into())];
+        let RouteNetlinkMessage::NewRoute(found) = self.ask(RouteNetlinkMessage::GetRoute(asked)).ok()?
+        else {
+            return None;
+        };
+        if found.header.kind != RouteType::Unicast {
+            return None;
+        }
+        let (mut interface, mut next) = (None, remote);
+        for attribute in found.attributes {
+            match attribute {
+                RouteAttribute::Oif(index) => interface = Some(index),
+                RouteAttribute::Gateway(RouteAddress::Inet(ip)) | RouteAttribute::Via(RouteVia::Inet(ip)) => {
+                    next = ip.into();
+                }
+                RouteAttribute::Gateway(RouteAddress::Inet6(ip))
+                | RouteAttribute::Via(RouteVia::Inet6(ip)) => next = ip.into(),
+                _ => {}
+            }
+        }
+        Some((interface?, next))
+    }
+
+    fn neighbour(&mut self, interface: u32, next: IpAddr) -> Option<[u8; 6]> {
+        let mut asked = NeighbourMessage::default();
+        (asked.header.family, asked.header.ifindex) = (family(next), interface);
+        asked.attributes = vec![NeighbourAttribute::Destination(next.into())];
+        let asked = RouteNetlinkMessage::GetNeighbour(asked);
+        let RouteNetlinkMessage::NewNeighbour(found) = self.ask(asked).ok()? else { return None };
+        use NeighbourState::{Delay, Noarp, Permanent, Probe, Reachable, Stale};
+        if !matches!(found.header.state, Delay | Noarp | Permanent | Probe | Reachable | Stale) {
+            return None;
+        }
+        let address = |attribute| match attribute {
+            NeighbourAttribute::LinkLayerAddress(bytes) => <[u8; 6]>::try_from(bytes).ok(),
+            _ => None,
+        };
+        found.attributes.into_iter().find_map(address)
+    }
+
+    /// Asks, and reads the answer, which is there at once.
+    fn ask(&mut self, question: RouteNetlinkMessage) -> io::Result<RouteNetlinkMessage> {
+        let socket = self.socket.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST;
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(question));
+        message.finalize();
+        self.buffer.resize(message.header.length as usize, 0);
+        message.serialize(&mut self.buffer);
+        socket.send(&self.buffer, 0)?;
+        self.buffer.clear();
+        socket.recv(&mut self.buffer, libc::MSG_DONTWAIT)?;
+        match NetlinkMessage::deserialize(&self.buffer).map_err(io::Error::other)?.payload {
+            NetlinkPayload::InnerMessage(answer) => Ok(answer),
+            NetlinkPayload::Error(error) => Err(error.to_io()),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+}
+
+fn family(ip: IpAddr) -> AddressFamily {
+    if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
