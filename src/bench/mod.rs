@@ -103,14 +103,29 @@ impl Server {
     }
 }
 
+/// Processor time that this machine has spent on anything.
+fn machine_cpu() -> Option<Duration> {
+    let stat = fs::read_to_string("/proc/stat").ok()?;
+    let mut fields = stat.lines().next()?.split_whitespace().skip(1).map_while(|field| field.parse().ok());
+    let mut next = || fields.next();
+    // user, nice, system, idle, iowait, irq, softirq (proc(5)).
+    let (user, nice, system, _, _, irq, softirq): (u64, u64, u64, u64, u64, u64, u64) =
+        (next()?, next()?, next()?, next()?, next()?, next()?, next()?);
+    in_ticks(user + nice + system + irq + softirq)
+}
+
+fn in_ticks(ticks: u64) -> Option<Duration> {
+    let a_second = u64::try_from(sysconf(SysconfVar::CLK_TCK).ok()??).ok()?;
+    Some(Duration::from_millis(ticks * 1_000 / a_second))
+}
+
 /// Processor time from a `stat` file of the kernel (proc(5)).
 fn cpu(stat: &str) -> Option<Duration> {
     let stat = fs::read_to_string(stat).ok()?;
     // The second field is a name in parentheses and may hold anything.
     let (_, rest) = stat.rsplit_once(") ")?;
     let ticks: u64 = rest.split(' ').skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
-    let a_second = u64::try_from(sysconf(SysconfVar::CLK_TCK).ok()??).ok()?;
-    Some(Duration::from_millis(ticks * 1_000 / a_second))
+    in_ticks(ticks)
 }
 
 /// What a client of TLS trusts: the certificates of a file.

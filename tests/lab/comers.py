@@ -81,6 +81,9 @@ class Comer:
     def __init__(self, number, server, secret, peer, ports):
         self.number, self.peer, self.ports = number, peer, ports
         self.client = stun.Client(server, secret, f"comer-{number}", patience=5)
+        # The same socket, which does not wait.
+        self.quick = self.client.socket.dup()
+        self.quick.setblocking(False)
         # What comes while an answer is waited for.
         self.early, self.serial, self.relayed = [], 0, [0, 0]
         receive = self.client.receive
@@ -139,7 +142,7 @@ class Comer:
     def waiting(self):
         while True:
             try:
-                yield self.client.socket.recv(2_048, socket.MSG_DONTWAIT)
+                yield self.quick.recv(2_048)
             except BlockingIOError:
                 return
 
@@ -161,7 +164,7 @@ def clients(server, secret, peer, ports, wanted):
         elif time.monotonic() > heard + 0.2:
             # What is lost does not fly any more.
             flying, heard = 0, time.monotonic()
-        if random.randrange(120) == 0:
+        if random.randrange(90) == 0:
             comer.leave()
             comer.come()
             found["left and came"] += 1

@@ -203,6 +203,19 @@ impl<'a> Crowd<'a> {
         Ok(Way { socket, from: None, to })
     }
 
+    /// How many sockets of peers there are.
+    pub(super) fn peers(&self) -> usize {
+        self.peers.len()
+    }
+
+    /// From one peer to the other of its pair.
+    pub(super) fn way_between_peers(&self, peer: usize) -> Result<Way, String> {
+        let other = self.peer_addresses[peer ^ 1];
+        let connected = self.peers[peer].connect(other);
+        connected.map_err(|error| format!("no way to the peer at {other}: {error}"))?;
+        Ok(Way::connected(FIRST_PEER + peer as u32))
+    }
+
     /// Opens the clients' sockets and gives each an allocation.
     pub(super) fn allocate(&mut self, clients: usize) -> Result<(), String> {
         self.all(clients, "allocations", |_, _| Ok(Step::Allocate))

@@ -10,7 +10,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustls::pki_types::ServerName;
 
 use self::crowd::{Crowd, Lane, Wish};
-use super::{Report, Server, now, progress, trust, warn};
+use super::{Report, Server, machine_cpu, now, progress, trust, warn};
 use crate::{
     clock,
     credentials::turn_rest::{TurnSecrets, TurnUser},
@@ -42,6 +42,8 @@ pub enum Run {
     ToClient,
     /// Clients send to each other, two and two, both ways
     Pair,
+    /// Peers send to each other, without a relay: what the packets cost by themselves
+    Direct,
     /// One packet of each client to its peer and back
     Ping,
     /// Allocate, bind a channel, release, over and over
@@ -57,6 +59,7 @@ impl Run {
             Self::ToPeer => "to-peer",
             Self::ToClient => "to-client",
             Self::Pair => "pair",
+            Self::Direct => "direct",
             Self::Ping => "ping",
             Self::Churn => "churn",
             Self::Idle => "idle",
@@ -110,7 +113,9 @@ pub fn run(load: &Load) -> Result<Report, String> {
         // Two phases each.
         let phase = bench.first_phase.wrapping_add(2 * number as u32);
         match run {
-            Run::ToPeer | Run::ToClient | Run::Pair => packets::run(&bench, *run, phase, &mut report),
+            Run::ToPeer | Run::ToClient | Run::Pair | Run::Direct => {
+                packets::run(&bench, *run, phase, &mut report)
+            }
             Run::Ping => ping::run(&bench, phase, &mut report),
             Run::Churn => allocations::churn(&bench, &mut report),
             Run::Idle => allocations::idle(&bench, &mut report),
@@ -207,15 +212,16 @@ struct Spent {
     at: Instant,
     server: Option<Duration>,
     own: Option<Duration>,
+    machine: Option<Duration>,
 }
 
 impl Spent {
     fn read(bench: &Bench<'_>) -> Self {
         let server = bench.under_load().and_then(Server::cpu);
-        Self { at: now(), server, own: Server::own().cpu() }
+        Self { at: now(), server, own: Server::own().cpu(), machine: machine_cpu() }
     }
 
-    /// Between two readings: seconds, of the server, of ours.
+    /// Between two readings.
     fn since(self, before: Self) -> Share {
         let seconds = |now: Option<Duration>, then: Option<Duration>| {
             now.zip(then).map(|(now, then)| now.saturating_sub(then).as_secs_f64())
@@ -224,6 +230,7 @@ impl Spent {
             seconds: (self.at - before.at).as_secs_f64(),
             server: seconds(self.server, before.server),
             own: seconds(self.own, before.own),
+            machine: seconds(self.machine, before.machine),
         }
     }
 }
@@ -234,6 +241,7 @@ struct Share {
     seconds: f64,
     server: Option<f64>,
     own: Option<f64>,
+    machine: Option<f64>,
 }
 
 impl Share {

@@ -37,14 +37,25 @@ struct Outcome {
 }
 
 pub(super) fn run(bench: &Bench<'_>, run: Run, phase: u32, report: &mut Report) -> Result<(), String> {
-    let clients = if run == Run::Pair { bench.load.clients.next_multiple_of(2) } else { bench.load.clients };
+    let clients = if matches!(run, Run::Pair | Run::Direct) {
+        bench.load.clients.next_multiple_of(2)
+    } else {
+        bench.load.clients
+    };
     let mut crowd = bench.crowd(clients)?;
-    crowd.allocate(clients)?;
+    if run != Run::Direct {
+        crowd.allocate(clients)?;
+    }
     match run {
+        Run::Direct => {}
         Run::Pair => crowd.bind(|crowd, client| crowd.relayed(client ^ 1))?,
         _ => crowd.bind(|crowd, client| Ok(crowd.peer_address(client)))?,
     }
-    let direction = if run == Run::ToClient { Direction::FromPeers } else { Direction::FromClients };
+    let direction = match run {
+        Run::Direct => Direction::BetweenPeers,
+        Run::ToClient => Direction::FromPeers,
+        _ => Direction::FromClients,
+    };
     let outcome = measure(bench, run, &mut crowd, direction, phase)?;
     crowd.release();
     outcome.add(bench, run, report);
@@ -89,6 +100,10 @@ impl Outcome {
         if let Some(server) = self.share.server {
             let each = 1e6 * server / self.arrived as f64;
             report.add(name, "serverUsPerPacket", "the server's CPU for a packet delivered", each, "µs");
+        }
+        if let Some(machine) = self.share.machine {
+            let each = 1e6 * machine / self.arrived as f64;
+            report.add(name, "machineUsPerPacket", "this machine's CPU for it, all in all", each, "µs");
         }
         self.share.add_percents(run, report);
         report.add(name, "p50Us", "latency, p50", self.p50, "µs");

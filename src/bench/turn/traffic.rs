@@ -34,6 +34,8 @@ pub(super) enum Direction {
     FromClients,
     /// Peers send to relayed addresses.
     FromPeers,
+    /// Peers send to each other, two and two.
+    BetweenPeers,
 }
 
 /// How it is sent.
@@ -123,11 +125,13 @@ impl<'c, 's> Traffic<'c, 's> {
         direction: Direction,
         phase: u32,
     ) -> Result<Self, String> {
-        let mut senders = Vec::with_capacity(crowd.len());
-        for client in 0..crowd.len() {
+        let count = if direction == Direction::BetweenPeers { crowd.peers() } else { crowd.len() };
+        let mut senders = Vec::with_capacity(count);
+        for client in 0..count {
             let way = match direction {
                 Direction::FromClients => Way::connected(client as u32),
                 Direction::FromPeers => crowd.way_from_peer(client)?,
+                Direction::BetweenPeers => crowd.way_between_peers(client)?,
             };
             senders.push(Sender { way, sent: 0 });
         }
