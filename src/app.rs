@@ -386,8 +386,7 @@ fn policy(
 /// The kernel's path, if it is wanted and can be had.
 fn kernel(config: &Config, policy: &Policy) -> Option<Kernel> {
     let mode = config.turn.xdp?;
-    let bound = policy.relays.iter().map(|relay| relay.bound);
-    let addresses = bound.chain(config.turn.listen.iter().map(SocketAddr::ip)).collect();
+    let addresses = xdp::addresses(&policy.relays, &config.turn.listen);
     match xdp::load() {
         Ok((maps, object)) => {
             let maps = Arc::new(maps);

@@ -17,7 +17,10 @@ use crate::{
     config::Config,
     data_dir::DataDir,
     host::{Host, Relays},
-    relay::LISTENER_BUFFER,
+    relay::{
+        LISTENER_BUFFER,
+        xdp::{self, Prospect},
+    },
     udp::Offload,
 };
 
@@ -37,6 +40,7 @@ pub fn examine(config: &Config) -> Diagnosis {
     checks.push(descriptors(config));
     checks.push(buffers());
     checks.push(offload());
+    checks.extend(kernel_path(config));
     checks.push(relay_ports(config));
     checks.extend(conntrack(config));
     checks.extend(addresses(config));
@@ -177,6 +181,43 @@ fn offload() -> Check {
             "this kernel lacks UDP_GRO or UDP_SEGMENT",
             "Linux 5.0 or newer relays with a fraction of the processor time",
         ),
+    }
+}
+
+/// Whether `turn.xdp` can be had, and how. The program is loaded, and put nowhere.
+fn kernel_path(config: &Config) -> Vec<Check> {
+    let name = "xdp";
+    let is_off = config.turn.xdp.is_none();
+    if let Err(why) = xdp::load() {
+        let detail = format!("the kernel does not take the program: {why}");
+        if is_off {
+            return vec![Check::ok(name, format!("off; {detail}"))];
+        }
+        let advice =
+            "see \"In the kernel\" in operating.md, or turn.xdp = \"off\": user space relays meanwhile";
+        return vec![Check::warn(name, detail, advice)];
+    }
+    let relays = Host::look()
+        .map(|host| Relays::resolve(&host, &config.turn.relay_ips, &config.public_ips).addresses)
+        .unwrap_or_default();
+    let prospects = xdp::prospects(&xdp::addresses(&relays, &config.turn.listen));
+    if prospects.is_empty() {
+        return vec![Check::ok(name, "it can run here, but no interface has the relay's addresses")];
+    }
+    prospects.iter().map(|prospect| on_interface(prospect, is_off)).collect()
+}
+
+fn on_interface(prospect: &Prospect, is_off: bool) -> Check {
+    let Prospect { name, driver, program } = prospect;
+    let how = match driver {
+        Some(driver) if prospect.is_native() => format!("in its driver, {driver}"),
+        Some(driver) => format!("in generic mode at least ({driver} is not known to run it)"),
+        None => "in generic mode, or in the driver below".to_owned(),
+    };
+    let can = format!("{}{name} can have it {how}", if is_off { "off; " } else { "" });
+    match program {
+        Some(number) => Check::ok("xdp", format!("{can}; program {number} is there now (bpftool prog show)")),
+        None => Check::ok("xdp", can),
     }
 }
 

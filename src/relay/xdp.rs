@@ -29,7 +29,7 @@ use aya::{
 };
 use nix::time::{ClockId, clock_gettime};
 
-pub use self::attachment::{Attachments, Mode};
+pub use self::attachment::{Attachments, Mode, Prospect, prospects};
 use self::{
     paths::Paths,
     rows::{Counted, End, Facts, Far, Flow, Hop, Key},
@@ -74,6 +74,12 @@ pub fn load() -> Result<(Maps, Ebpf), String> {
     let program: &mut Xdp = program(&mut object)?;
     program.load().map_err(|error: ProgramError| why(&error))?;
     Ok((Maps::of(&mut object)?, object))
+}
+
+/// Those whose packets the program is to see.
+#[must_use]
+pub fn addresses(relays: &[RelayAddress], listen: &[SocketAddr]) -> Vec<IpAddr> {
+    relays.iter().map(|relay| relay.bound).chain(listen.iter().map(SocketAddr::ip)).collect()
 }
 
 fn program(object: &mut Ebpf) -> Result<&mut Xdp, String> {
@@ -136,7 +142,9 @@ fn why(error: &(dyn Error + 'static)) -> String {
         return error.to_string().lines().next().unwrap_or_default().to_owned();
     };
     let hint = match io.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => "it needs the capabilities CAP_BPF and CAP_NET_ADMIN",
+        Some(libc::EPERM | libc::EACCES) => {
+            "it needs the capabilities CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
+        }
         Some(libc::ENOSYS | libc::EINVAL) => "this kernel is older than Linux 5.14, or built without it",
         Some(libc::ENOMEM) => "its maps need 20 MiB",
         _ => return io.to_string(),

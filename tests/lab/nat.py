@@ -2,8 +2,8 @@
 
 For each pair of kinds of site, and each library that can cross both: the data channel opens, 200 messages go each way, and
 they take the way that theory says. The routers count what leaves, so that the way is seen and not believed.
-Usage: nat.py [--full] [--write] [--agents a,b] [--times N] [KIND+KIND …]: the corners, all pairs, or these; `--write` puts the
-tables into docs/nat-matrix.md.
+Usage: nat.py [--full] [--write] [--agents a,b] [--times N] [--xdp MODE] [KIND+KIND …]: the corners, all pairs, or these;
+`--write` puts the tables into docs/nat-matrix.md. With `--xdp` the kernel relays (`turn.xdp`), and is counted.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import tempfile
 
 from agents import Agent, Pages
 from appliance import HOST, ROOT, Appliance
+from cables import receive, stretch
 from checks import tell
 from internet import PAGES, Internet
 from kinds import KINDS, Reflector, Site
@@ -121,7 +122,8 @@ def all_pairs():
 class Lab:
     """The internet with two sites of each kind that is wanted, and Halfway."""
 
-    def __init__(self, pairs):
+    def __init__(self, pairs, xdp=None):
+        self.xdp = xdp
         self.wanted = [kind for kind in KINDS.values() if any(kind in pair for pair in pairs)]
 
     def __enter__(self):
@@ -133,7 +135,11 @@ class Lab:
                 sites = [stack.enter_context(Site(self.net, next(numbers), kind)) for _ in range(1 if kind.shared else 2)]
                 self.sites[kind.name] = sites
             stack.enter_context(Reflector(self.net))
-            self.appliance = stack.enter_context(at_its_name(self.net, self.scratch))
+            if self.xdp:
+                stretch(self.net)
+                receive(self.net.core, f"{self.net.id}o0")
+            settings = f'[turn]\nxdp = "{self.xdp}"' if self.xdp else ""
+            self.appliance = stack.enter_context(at_its_name(self.net, self.scratch, settings=settings))
             stack.enter_context(Pages(self.appliance, self.net.core, PAGES.values()))
             self.stack = stack.pop_all()
         return self
@@ -229,6 +235,19 @@ def all_of(lab, meetings):
         over = "" if meeting.opened < BARS[meeting.path] else ", over the bar"
         over += ", by the relay all the same" if meeting.detour else ""
         yield True, f"{meeting}: {meeting.path} ({ways}), open after {meeting.opened} ms{over}"
+    if lab.xdp:
+        yield from by_kernel(lab.appliance.metrics())
+
+
+def by_kernel(numbers):
+    """What the kernel relayed. User space has what leaves or comes by TCP, and what comes before a channel is bound."""
+    relayed, kernel = (
+        sum(value for name, value in numbers.items() if name.startswith(f"halfway_{what}_packets"))
+        for what in ("relayed", "xdp_relayed")
+    )
+    yield kernel > MESSAGES, f"the kernel relayed {kernel:.0f} of {relayed:.0f} packets"
+    passed = {name.split('"')[1]: int(value) for name, value in numbers.items() if "xdp_passed" in name and value}
+    yield not passed.get("unfinished_checksum", 0) > kernel / 100, f"left to user space: {passed}"
 
 
 WAYS = {"udp": "UDP to the relay", "tcp": "TCP to the relay", "tls": "TLS to the relay", "elsewhere": "agent to agent"}
@@ -303,6 +322,7 @@ def main(arguments):
     flags.add_argument("--write", action="store_true")
     flags.add_argument("--agents", default=",".join(LIBRARIES))
     flags.add_argument("--times", type=int, default=1)
+    flags.add_argument("--xdp", choices=["driver", "generic", "auto"])
     flags = flags.parse_args(arguments)
     pairs = all_pairs() if flags.full else [tuple(KINDS[name] for name in pair.split("+")) for pair in flags.pairs]
     meetings = [
@@ -311,7 +331,7 @@ def main(arguments):
         for library in flags.agents.split(",")
         if not cannot(library, pair)
     ]
-    with Lab(pairs) as lab:
+    with Lab(pairs, flags.xdp) as lab:
         failed = tell(all_of(lab, meetings))
     if flags.write and not failed:
         write("kinds", kinds_of_site())

@@ -234,7 +234,7 @@ def follows_interfaces(net, scratch, mode):
 def without_rights(net, scratch, mode):
     """What the documented drop-in grants is enough; without it user space relays."""
     client, _ = net.sites
-    for granted in ["+net_bind_service,+bpf,+net_admin"], ["+net_bind_service"]:
+    for granted in ["+net_bind_service,+bpf,+perfmon,+net_admin"], ["+net_bind_service"]:
         caps = ",".join(["-all", *granted])
         within = ["setpriv", f"--bounding-set={caps}", f"--inh-caps={caps}", "--"]
         with halfway(net, scratch, mode, within=within) as appliance:

@@ -18,7 +18,7 @@ use nix::{
     net::if_::{InterfaceFlags, if_nametoindex},
 };
 
-use super::{Maps, program, why};
+use super::{Maps, paths::Paths, program, why};
 use crate::host::{self, Host};
 
 /// Interfaces are looked at that often: one may come, and another's program may leave it.
@@ -219,6 +219,72 @@ pub fn interfaces(addresses: &[IpAddr]) -> BTreeSet<String> {
     }
     let named = all.iter().filter(|(_, flags, address)| wanted.contains(address) && is_outside(flags));
     named.map(|(name, _, _)| below(name)).collect()
+}
+
+/// How an interface would take the program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prospect {
+    /// Of the interface.
+    pub name: String,
+    /// Of its driver, if it has one.
+    pub driver: Option<String>,
+    /// The program that is on it now.
+    pub program: Option<u32>,
+}
+
+impl Prospect {
+    /// Whether its driver is known to run programs itself.
+    #[must_use]
+    pub fn is_native(&self) -> bool {
+        self.driver.as_ref().is_some_and(|driver| NATIVE.contains(&driver.as_str()))
+    }
+}
+
+/// Drivers of Linux that run programs themselves, some of them only in newer versions.
+const NATIVE: [&str; 27] = [
+    "atlantic",
+    "bnxt_en",
+    "dpaa2-eth",
+    "ena",
+    "enetc",
+    "fec",
+    "fsl_dpa",
+    "gve",
+    "hv_netvsc",
+    "i40e",
+    "ice",
+    "igb",
+    "igc",
+    "ixgbe",
+    "ixgbevf",
+    "mana",
+    "mlx4_en",
+    "mlx5_core",
+    "mvneta",
+    "mvpp2",
+    "nfp",
+    "qede",
+    "sfc",
+    "stmmac",
+    "veth",
+    "virtio_net",
+    "vmxnet3",
+];
+
+/// The interfaces that have these addresses, as they are now. Nothing is changed.
+#[must_use]
+pub fn prospects(addresses: &[IpAddr]) -> Vec<Prospect> {
+    let mut paths = Paths::new();
+    let look = |name: String| {
+        let index = if_nametoindex(name.as_str()).unwrap_or(0);
+        Prospect { driver: driver(&name), program: paths.program_on(index), name }
+    };
+    interfaces(addresses).into_iter().map(look).collect()
+}
+
+fn driver(interface: &str) -> Option<String> {
+    let link = fs::read_link(format!("/sys/class/net/{interface}/device/driver")).ok()?;
+    Some(link.file_name()?.to_string_lossy().into_owned())
 }
 
 fn link_address(interface: &str) -> Option<[u8; 6]> {

@@ -8,6 +8,7 @@ use std::{
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
+    link::{LinkAttribute, LinkMessage, LinkXdp},
     neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia},
 };
@@ -22,7 +23,7 @@ pub struct Paths {
 }
 
 /// Bytes of the longest answer that is read.
-const ANSWER: usize = 4_096;
+const ANSWER: usize = 16_384;
 
 impl Paths {
     /// Where netlink sockets are not to be had, nothing is known.
@@ -32,6 +33,23 @@ impl Paths {
             Ok(socket)
         });
         Self { socket: connected.ok(), buffer: Vec::with_capacity(ANSWER) }
+    }
+
+    /// The number of the program that is on an interface.
+    pub fn program_on(&mut self, interface: u32) -> Option<u32> {
+        let mut asked = LinkMessage::default();
+        asked.header.index = interface;
+        let RouteNetlinkMessage::NewLink(found) = self.ask(RouteNetlinkMessage::GetLink(asked)).ok()? else {
+            return None;
+        };
+        let on_it = found.attributes.into_iter().find_map(|attribute| match attribute {
+            LinkAttribute::Xdp(on_it) => Some(on_it),
+            _ => None,
+        });
+        on_it?.into_iter().find_map(|attribute| match attribute {
+            LinkXdp::ProgId(number) => Some(number),
+            _ => None,
+        })
     }
 
     /// The next hop from `local` to `remote`, if it is known and the program is on its interface.

@@ -58,11 +58,11 @@ fn all_mistakes_are_said_at_once() {
     refused(
         "check",
         &["--public-ip", "nowhere", "--drain-timeout", "30"],
-        "[turn]\nxdp = 'auto'\nrealm = ''\n[log]\nformat = 'xml'\n",
+        "[turn]\nxdp = 'on'\nrealm = ''\n[log]\nformat = 'xml'\n",
         &[
             r#"--public-ip: "nowhere" is not an IP address"#,
             r#"--drain-timeout: "30" is not a length of time, such as "90s", "1h" or "30d""#,
-            r#"h.toml:2: turn.xdp: is not supported by this version: leave it out, or at "off""#,
+            r#"h.toml:2: turn.xdp: "on" is none of "auto", "driver", "generic" and "off""#,
             "h.toml:3: turn.realm: must be 1 to 127 characters, without quotes or backslashes",
             r#"h.toml:5: log.format: "xml" is neither "text" nor "json""#,
         ],
