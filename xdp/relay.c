@@ -68,6 +68,7 @@ struct link {
 	u16 length;
 	u16 heard; // 0: as user space was told by the kernel's tables
 	u32 interface;
+	u32 way; // where the kernel's routes lead: the only interface to learn from, or ANY, or 0 for none
 };
 
 // What is known of one end of a flow beside its addresses.
@@ -99,11 +100,11 @@ struct flow {
 	struct facts client;
 	struct facts peer;
 	__be16 channel;
-	u8 here; // the peer is a relayed address of this host
-	u8 zero[13];
+	u8 here;    // the peer is a relayed address of this host
+	u8 crosses; // packets may leave by another interface than they came by
+	u8 zero[12];
 	struct link client_link;
 	struct link peer_link;
-	u64 zeroes;
 	struct far to_client;
 	struct far to_peer;
 };
@@ -124,7 +125,22 @@ struct account {
 };
 
 // Why a packet of a flow went up.
-enum passed { NO_LINK, NO_OTHER_CHANNEL, LAST_HOP, UNFINISHED_CHECKSUM, NO_CHECKSUM, TOO_LONG, ENDED, NO_ROOM, REASONS };
+enum passed {
+	NO_LINK,
+	NO_OTHER_CHANNEL,
+	LAST_HOP,
+	UNFINISHED_CHECKSUM,
+	NO_CHECKSUM,
+	TOO_LONG,
+	ENDED,
+	NO_ROOM,
+	OTHER_WAY,
+	NO_CROSSING,
+	REASONS,
+};
+
+// There is but one interface.
+#define ANY 0xffffffff
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -358,13 +374,16 @@ always struct flow *opposite(const struct flow *flow)
 	return find(&key);
 }
 
-// Whoever sent this is reached by the same link. Written only when it has changed.
-always void learn(struct link *link, void *data, void *end, u32 length, u32 interface)
+// Whoever sent this is reached by the same link. Written only when it has changed. Gives 0 if it came by another way than the
+// kernel would answer by: somebody may only say that it is theirs (RFC 3704).
+always int learn(struct link *link, void *data, void *end, u32 length, u32 interface)
 {
 	u32 *seen = data, *known = (u32 *)link->header;
+	if (link->way != ANY && link->way != interface)
+		return 0;
 	// Read before: it is no shorter than the headers behind it.
 	if (data + LONGEST_LINK > end)
-		return;
+		return 0;
 	u32 differs = !link->heard | (link->length ^ length) | (link->interface ^ interface);
 	differs |= (seen[0] ^ known[0]) | (seen[1] ^ known[1]) | (seen[2] ^ known[2]);
 	if (length > MACS + 2)
@@ -372,12 +391,13 @@ always void learn(struct link *link, void *data, void *end, u32 length, u32 inte
 	if (length > MACS + 2 + VLAN)
 		differs |= seen[4] ^ known[4];
 	if (!differs)
-		return;
+		return 1;
 	// What lies behind a shorter header is never looked at.
 	__builtin_memcpy(link->header, data, LONGEST_LINK);
 	link->length = length;
 	link->heard = 1;
 	link->interface = interface;
+	return 1;
 }
 
 // Takes from what the agent may relay, as `Allowance::take` does.
@@ -427,6 +447,7 @@ struct way {
 	struct end from;       // where it came
 	struct end to;         // where it leaves
 	__be16 channel;        // that it leaves by; 0: none
+	u8 crosses;            // it may leave by another interface
 };
 
 // Why it cannot go that way as it should; -1: it can.
@@ -437,6 +458,8 @@ always int hindrance(struct xdp_md *ctx, const struct packet *packet, const stru
 	u32 leaves = ip_header(to->v6) + UDP + channel_header(way->channel) + packet->payload;
 	if (!link->length)
 		return NO_LINK;
+	if (link->way != way->from.link->way && !way->crosses)
+		return NO_CROSSING;
 	// RFC 8656 §14: one hop less. The last one is for user space, which sets it anew.
 	if (packet->hops <= 1)
 		return LAST_HOP;
@@ -555,13 +578,14 @@ always int forward(struct xdp_md *ctx, const struct packet *packet, const struct
 		return XDP_PASS;
 	u16 checksum = new_checksum(packet, way, fold(padding));
 	u32 interface = way->to.link->interface;
+	int stays = way->to.link->way == way->from.link->way;
 	int before = packet->l2 + ip_header(packet->v6) + channel_header(packet->key.channel);
 	int after = way->to.link->length + ip_header(way->to.facts->v6) + channel_header(way->channel);
 	if (bpf_xdp_adjust_head(ctx, before - after))
 		return pass(NO_ROOM);
 	if (!write_headers(ctx, packet, way, checksum))
 		return XDP_DROP;
-	return interface == ctx->ingress_ifindex ? XDP_TX : bpf_redirect(interface, 0);
+	return stays ? XDP_TX : bpf_redirect(interface, 0);
 }
 
 // Takes the way, if those who pay for it can. A sender has paid, and its packet counts, although its receiver cannot.
@@ -611,14 +635,15 @@ int relay(struct xdp_md *ctx)
 	// Our own addresses come from nowhere outside: what claims so is for the kernel to refuse.
 	if (!packet.key.channel && flow->here)
 		return XDP_PASS;
-	struct way way = { .receiver = flow, .from = peer_of(flow) };
+	struct way way = { .receiver = flow, .from = peer_of(flow), .crosses = flow->crosses };
 	if (packet.key.channel) {
 		way.sender = flow;
 		way.from = client_of(flow);
 		way.receiver = 0;
 		way.to = peer_of(flow);
 	}
-	learn(way.from.link, data, end, packet.l2, ctx->ingress_ifindex);
+	if (!learn(way.from.link, data, end, packet.l2, ctx->ingress_ifindex))
+		return pass(OTHER_WAY);
 	if (way.sender && flow->here) {
 		way.receiver = opposite(flow);
 		if (!way.receiver)

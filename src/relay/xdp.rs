@@ -12,7 +12,7 @@ mod paths; // how those are reached who have not sent
 mod rows; // what both sides share
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     error::Error,
     hash::RandomState,
     io,
@@ -30,6 +30,7 @@ use aya::{
 use nix::time::{ClockId, clock_gettime};
 
 pub use self::attachment::{Attachments, Mode, Prospect, prospects};
+pub use self::rows::Interface;
 use self::{
     paths::Paths,
     rows::{Counted, End, Facts, Far, Flow, Hop, Key},
@@ -49,9 +50,10 @@ pub const OBJECT: &[u8] = aya::include_bytes_aligned!("../../xdp/relay.o");
 pub const LOOK: Duration = Duration::from_secs(1);
 /// A flow's memory is not used again before that: so long no run of the program lasts.
 const REST: Duration = Duration::from_secs(1);
-/// The kernel's tables are asked again that often for who has not been heard, and of so many channels in one look.
+/// The kernel's tables are asked again that often for who has not been heard, when they change for all, and of so many
+/// channels in one look.
 const ASK: Duration = Duration::from_secs(2);
-const ASKS: usize = 128;
+const ASKS: usize = 256;
 /// Flows end that much earlier in the kernel, if nobody ends them: its clock is that coarse.
 const COARSE: Duration = Duration::from_millis(20);
 
@@ -61,8 +63,33 @@ pub struct Maps {
     flows: &'static [Flow],
     accounts: Accounts,
     passes: Mutex<PerCpuArray<MapData, u64>>,
-    /// The interfaces that have the program, and their addresses.
-    interfaces: Mutex<HashMap<u32, [u8; 6]>>,
+    interfaces: Mutex<Interfaces>,
+}
+
+/// The interfaces that have the program, by the index that routes name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Interfaces {
+    all: BTreeMap<u32, Interface>,
+    crosses: bool,
+}
+
+impl Interfaces {
+    /// With `crosses`, packets may go from one to another.
+    #[must_use]
+    pub fn new(mut all: BTreeMap<u32, Interface>, crosses: bool) -> Self {
+        if all.len() == 1 {
+            all.values_mut().for_each(|only| only.way = Interface::ANY);
+        }
+        Self { all, crosses }
+    }
+
+    fn get(&self, index: u32) -> Option<Interface> {
+        self.all.get(&index).copied()
+    }
+
+    fn only(&self) -> Option<Interface> {
+        self.all.values().next().copied().filter(|_| self.all.len() == 1)
+    }
 }
 
 /// Loads the program. It does nothing before it is attached.
@@ -103,12 +130,12 @@ impl Maps {
     }
 
     /// The program is on these interfaces.
-    fn set_interfaces(&self, interfaces: HashMap<u32, [u8; 6]>) {
+    pub fn set_interfaces(&self, interfaces: Interfaces) {
         *self.interfaces.lock().unwrap_or_else(PoisonError::into_inner) = interfaces;
     }
 
-    fn address_of(&self, interface: u32) -> Option<[u8; 6]> {
-        self.interfaces.lock().unwrap_or_else(PoisonError::into_inner).get(&interface).copied()
+    fn interfaces(&self) -> Interfaces {
+        self.interfaces.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What agents may relay, where the program sees it, too.
@@ -158,6 +185,8 @@ pub struct Mirror {
     relays: Vec<RelayAddress>,
     labels: RandomState,
     paths: Paths,
+    /// When the kernel's tables were last looked at.
+    interfaces: Interfaces,
     flows: HashMap<(FiveTuple, Channel), Mirrored>,
     free: Vec<u32>,
     /// What is not to be used again before that time, in order.
@@ -173,6 +202,8 @@ struct Mirrored {
     /// What the kernel's tables said.
     hops: [Option<Hop>; 2],
     asked: Instant,
+    /// The tables have changed since.
+    is_doubtful: bool,
     route: ChannelRoute,
     seen: [Counted; 2],
 }
@@ -193,6 +224,7 @@ impl Mirror {
             relays,
             labels: RandomState::new(),
             paths: Paths::new(),
+            interfaces: Interfaces::default(),
             flows: HashMap::new(),
             free: (shard * each..(shard + 1) * each).map(|number| number as u32).rev().collect(),
             resting: VecDeque::new(),
@@ -234,7 +266,8 @@ impl Mirror {
         };
         let Some(number) = self.take_number(now) else { return self.say_full() };
         self.generation = self.generation.wrapping_add(1);
-        let hops = ends.map(|(local, remote)| self.paths.hop(&self.maps, local, remote));
+        let interfaces = self.maps.interfaces();
+        let hops = ends.map(|(local, remote)| self.paths.hop(&interfaces, local, remote));
         let facts = |at: usize| End::new(ends[at].0, ends[at].1, &self.labels, hops[at]);
         self.maps.flows[number as usize].write(&Facts {
             client: facts(0),
@@ -244,10 +277,12 @@ impl Mirror {
             account,
             channel: route.channel,
             here: route.reach != Reach::Open,
+            crosses: interfaces.crosses,
         });
         let is_written = self.maps.set(&keys(&ends, route.channel), [number, self.generation]);
         let (client, channel) = (route.client, route.channel);
-        let mirrored = Mirrored { number, ends, hops, asked: now, route, seen: Default::default() };
+        let seen = Default::default();
+        let mirrored = Mirrored { number, ends, hops, asked: now, is_doubtful: false, route, seen };
         self.flows.insert((client, channel), mirrored);
         if !is_written {
             let _ = self.remove(&client, channel, quotas, now);
@@ -269,6 +304,11 @@ impl Mirror {
     pub fn look(&mut self, quotas: &Quotas, now: Instant, mut tell: impl FnMut(&FiveTuple, &Carried)) {
         self.next_look = now + LOOK;
         let clock = Clock::new(quotas, now);
+        let interfaces = self.maps.interfaces();
+        if self.paths.have_changed() || interfaces != self.interfaces {
+            self.flows.values_mut().for_each(|mirrored| mirrored.is_doubtful = true);
+            self.interfaces.clone_from(&interfaces);
+        }
         let (mut may_ask, mut moved) = (ASKS, Vec::new());
         for ((client, channel), mirrored) in &mut self.flows {
             let flow = &self.maps.flows[mirrored.number as usize];
@@ -276,9 +316,11 @@ impl Mirror {
             if carried != Carried::default() {
                 tell(client, &carried);
             }
-            if may_ask > 0 && mirrored.asked + ASK <= now && flow.heard().contains(&false) {
+            let heard = flow.heard();
+            let is_silent = heard.contains(&false) && mirrored.asked + ASK <= now;
+            if may_ask > 0 && (is_silent || mirrored.is_doubtful) {
                 may_ask -= 1;
-                if mirrored.has_moved(&mut self.paths, &self.maps, now) {
+                if mirrored.has_moved(&mut self.paths, &interfaces, heard, now) {
                     moved.push((*client, *channel));
                 }
             }
@@ -381,9 +423,21 @@ impl Mirrored {
 
 impl Mirrored {
     /// Whether the kernel's tables say something else than they did.
-    fn has_moved(&mut self, paths: &mut Paths, maps: &Maps, now: Instant) -> bool {
-        self.asked = now;
-        self.ends.map(|(local, remote)| paths.hop(maps, local, remote)) != self.hops
+    fn has_moved(
+        &mut self,
+        paths: &mut Paths,
+        interfaces: &Interfaces,
+        heard: [bool; 2],
+        now: Instant,
+    ) -> bool {
+        (self.asked, self.is_doubtful) = (now, false);
+        let hops = self.ends.map(|(local, remote)| paths.hop(interfaces, local, remote));
+        let differs = |at: usize| match (hops[at], self.hops[at]) {
+            // Whoever is heard says who is next by himself.
+            (Some(hop), Some(before)) if heard[at] => hop.interface != before.interface,
+            (hop, before) => hop != before,
+        };
+        differs(0) || differs(1)
     }
 }
 

@@ -58,7 +58,7 @@ pub struct Elsewhere {
 }
 
 /// Why the other path left a packet to this one, in the order of its own numbers, by the names in metrics.
-pub const PASSED: [&str; 8] = [
+pub const PASSED: [&str; 10] = [
     "link_unknown",
     "no_channel_back",
     "last_hop",
@@ -67,6 +67,8 @@ pub const PASSED: [&str; 8] = [
     "too_long",
     "ended",
     "no_room",
+    "other_way",
+    "no_crossing",
 ];
 
 impl std::ops::AddAssign<&Self> for Elsewhere {

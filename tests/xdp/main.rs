@@ -14,15 +14,15 @@ use world::{CLIENTS, PEERS, Verdict, World};
 
 const CHANNEL: u16 = 0x4abc;
 
-/// A world in which `client` has a channel to `peer`, and both are heard of, each by another interface if so wished.
-fn bound(client: usize, peer: std::net::SocketAddr, links: [u32; 2]) -> World {
+/// A world in which `client` has a channel to `peer`, and both are heard of.
+fn bound(client: usize, peer: std::net::SocketAddr) -> World {
     let mut world = World::new();
     world.allocate(client);
     world.bind(client, CHANNEL, peer);
     let (hello, back) =
         (world.client_says(client, CHANNEL, b"hello"), world.peer_says(client, peer, b"back"));
-    assert_eq!(world.check(&hello, links[0]), Verdict::Pass, "nobody knows the way to the peer yet");
-    assert!(matches!(world.check(&back, links[1]), Verdict::Sent { .. }), "the way to the client is known");
+    assert_eq!(world.check(&hello, 1), Verdict::Pass, "nobody knows the way to the peer yet");
+    assert!(matches!(world.check(&back, 1), Verdict::Sent { .. }), "the way to the client is known");
     world
 }
 
@@ -37,7 +37,7 @@ fn sent(verdict: Verdict) -> (u32, Frame) {
 #[ignore = "wants root"]
 fn every_shape_both_ways_in_every_family_and_across() {
     for (client, peer) in (0..CLIENTS.len()).flat_map(|client| PEERS.map(|peer| (client, peer))) {
-        let mut world = bound(client, peer.parse().unwrap(), [1, 1]);
+        let mut world = bound(client, peer.parse().unwrap());
         for length in [0, 1, 2, 3, 4, 5, 160, 1_199, 1_200] {
             let payload: Vec<u8> = (0..length).map(|at| (at * 7 + length) as u8).collect();
             let out = sent(world.check(&world.client_says(client, CHANNEL, &payload), 1)).1;
@@ -87,34 +87,72 @@ fn two_clients_of_this_host_in_every_family() {
 
 #[test]
 #[ignore = "wants root"]
-fn tags_and_interfaces_are_those_of_the_one_it_is_for() {
+fn tags_are_those_of_the_one_it_is_for() {
     let tag = |number: u8| [0x81, 0, 0, number];
     let service = [0x88, 0xa8, 0, 7];
     let kinds = [vec![], vec![tag(1)], vec![tag(2)], vec![service, tag(3)]];
     for (of_client, of_peer) in kinds.iter().flat_map(|one| kinds.iter().map(move |other| (one, other))) {
         let (client, peer) = (0, PEERS[0].parse().unwrap());
-        let mut world = bound(client, peer, [1, 2]);
+        let mut world = bound(client, peer);
         let (mut hello, mut back) =
             (world.client_says(client, CHANNEL, b"hello"), world.peer_says(client, peer, b"back"));
         hello.link.tags.clone_from(of_client);
         back.link.tags.clone_from(of_peer);
-        world.check(&back, 2);
-        let (interface, out) = sent(world.check(&hello, 1));
-        assert_eq!((interface, out.link), (2, back.link.reversed()));
-        let (interface, out) = sent(world.check(&back, 2));
-        assert_eq!((interface, out.link), (1, hello.link.reversed()));
+        world.check(&back, 1);
+        assert_eq!(sent(world.check(&hello, 1)).1.link, back.link.reversed());
+        assert_eq!(sent(world.check(&back, 1)).1.link, hello.link.reversed());
     }
-    let mut world = bound(0, PEERS[0].parse().unwrap(), [1, 1]);
+    let mut world = bound(0, PEERS[0].parse().unwrap());
     let mut deep = world.client_says(0, CHANNEL, b"hello");
     deep.link.tags = vec![service, tag(1), tag(2)];
     assert_eq!(world.check(&deep, 1), Verdict::Pass, "three tags");
+}
+
+/// Of clients by the first interface, of peers by the second, as the routes have it.
+#[test]
+#[ignore = "wants root"]
+fn each_is_heard_by_the_interface_that_routes_name() {
+    let peer = PEERS[0].parse().unwrap();
+    for crosses in [true, false] {
+        let mut world = World::between(crosses);
+        let relayed = [0, 1].map(|client| world.allocate(client)[0]);
+        world.bind(0, CHANNEL, peer);
+        let (hello, back) = (world.client_says(0, CHANNEL, b"hello"), world.peer_says(0, peer, b"back"));
+        // The first packet: neighbours are known, and nobody else need be.
+        let verdict = world.run(&hello, 1);
+        assert_eq!(matches!(verdict, Verdict::Sent { interface: 2, .. }), crosses, "{verdict:?}");
+        assert_eq!(world.run(&back, 1), Verdict::Pass, "somebody says that he is the peer");
+        assert_eq!(world.run(&hello, 2), Verdict::Pass, "somebody says that he is the client");
+        world.run(&back, 2);
+        let verdict = world.run(&hello, 1);
+        assert_eq!(matches!(verdict, Verdict::Sent { interface: 2, .. }), crosses, "nobody is led astray");
+        if crosses {
+            assert_eq!(sent(verdict).1.link, back.link.reversed());
+            assert_eq!(sent(world.run(&back, 2)).0, 1);
+        }
+        // Both by one interface.
+        world.bind(0, 0x4001, relayed[1]);
+        world.bind(1, 0x4001, relayed[0]);
+        let (one, other) = (world.client_says(0, 0x4001, b"one"), world.client_says(1, 0x4001, b"other"));
+        world.run(&one, 1);
+        assert_eq!(sent(world.run(&other, 1)).0, 1);
+        let passes = world.passes();
+        assert_eq!((passes[8], passes[9] > 0), (2, !crosses));
+        // The route to the peer now leads where clients are.
+        world.reroute(peer);
+        world.settle();
+        let verdict = world.run(&back, 2);
+        assert_eq!(verdict, Verdict::Pass, "the routes have changed");
+        world.run(&back, 1);
+        assert_eq!(sent(world.run(&hello, 1)).0, 1);
+    }
 }
 
 #[test]
 #[ignore = "wants root"]
 fn what_is_unusual_goes_up_as_it_came() {
     let peer = PEERS[0].parse().unwrap();
-    let mut world = bound(0, peer, [1, 1]);
+    let mut world = bound(0, peer);
     let usual = world.client_says(0, CHANNEL, b"hello");
     let plain = usual.write();
     let changes: [(&str, usize, u8); 12] = [
@@ -163,7 +201,7 @@ fn what_is_unusual_goes_up_as_it_came() {
 fn what_does_not_fit_goes_up() {
     for (client, peer) in (0..CLIENTS.len()).flat_map(|client| PEERS.map(|peer| (client, peer))) {
         let peer: std::net::SocketAddr = peer.parse().unwrap();
-        let mut world = bound(client, peer, [1, 1]);
+        let mut world = bound(client, peer);
         let ip = |v6: bool| if v6 { 40 } else { 20 };
         let (near, far) = (ip(CLIENTS[client].0.contains('[')), ip(peer.is_ipv6()));
         let fits_out = 1_500 - 8 - far.max(near + 4);
@@ -192,7 +230,7 @@ fn what_does_not_fit_goes_up() {
 #[ignore = "wants root"]
 fn what_has_ended_is_not_relayed() {
     let peer = PEERS[0].parse().unwrap();
-    let mut world = bound(0, peer, [1, 1]);
+    let mut world = bound(0, peer);
     let (hello, back) = (world.client_says(0, CHANNEL, b"hello"), world.peer_says(0, peer, b"back"));
     world.let_expire(Duration::from_secs(599));
     assert!(matches!(world.check(&hello, 1), Verdict::Sent { .. }));
@@ -268,7 +306,7 @@ fn the_limit_of_an_agent_is_one_for_both_paths() {
 #[ignore = "wants root"]
 fn what_was_relayed_is_told_where_user_space_counts() {
     let peer = PEERS[0].parse().unwrap();
-    let mut world = bound(0, peer, [1, 1]);
+    let mut world = bound(0, peer);
     for _ in 0..5 {
         world.check(&world.client_says(0, CHANNEL, b"hello"), 1);
     }
@@ -321,7 +359,7 @@ fn many_random_packets_go_as_the_table_of_user_space_says() {
 fn time_of_each_shape() {
     for (client, peer) in (0..CLIENTS.len()).flat_map(|client| PEERS.map(|peer| (client, peer))) {
         let peer: std::net::SocketAddr = peer.parse().unwrap();
-        let mut world = bound(client, peer, [1, 1]);
+        let mut world = bound(client, peer);
         let out = world.client_says(client, CHANNEL, &[1; 160]);
         let back = world.peer_says(client, peer, &[2; 160]);
         println!(

@@ -15,7 +15,7 @@ use aya::{
 };
 use halfway::{
     clock,
-    relay::xdp::{Maps, Mirror},
+    relay::xdp::{Interface, Interfaces, Maps, Mirror},
     turn::{
         AllocationId, Channel, Family, FiveTuple, PeerAddr, RelayAddress, RelayPort, Transport,
         counters::{Counters, PASSED},
@@ -64,10 +64,6 @@ struct Kernel {
 impl Kernel {
     fn new(mut object: Ebpf) -> Self {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("this test wants root");
-        let ip = |arguments: &str| {
-            let done = Command::new("ip").args(arguments.split(' ')).status().unwrap();
-            assert!(done.success(), "ip {arguments}");
-        };
         ip("link add one type veth peer name two");
         let program: &mut Xdp = object.program_mut("relay").unwrap().try_into().unwrap();
         let interfaces = ["one", "two"].map(|name| {
@@ -96,6 +92,11 @@ impl Kernel {
     }
 }
 
+fn ip(arguments: &str) {
+    let done = Command::new("ip").args(arguments.split(' ')).status().unwrap();
+    assert!(done.success(), "ip {arguments}");
+}
+
 /// An end of a channel: that of the client, or that of the peer.
 type End = (FiveTuple, Channel, bool);
 
@@ -106,8 +107,8 @@ pub struct World {
     quotas: Quotas,
     held: HashMap<usize, (AllocationId, Seat)>,
     announced: HashMap<FiveTuple, HashSet<Channel>>,
-    /// By which interface and header each end was last heard.
-    links: HashMap<End, (u32, Link)>,
+    /// By which header each end was last heard.
+    links: HashMap<End, Link>,
     maps: Arc<Maps>,
     mirror: Mirror,
     kernel: Kernel,
@@ -141,6 +142,10 @@ impl World {
         let quotas = Quotas::sharing(Limits { bytes_per_second, ..Limits::default() }, maps.accounts());
         let mut forward = Forward::default();
         forward.announce();
+        let kernel = Kernel::new(object);
+        let index = kernel.interfaces[0];
+        let only = Interface { index, address: [2, 0, 0, 0, 0, 1], vlan: None, way: index };
+        maps.set_interfaces(Interfaces::new([(index, only)].into(), false));
         let mirror = Mirror::new(&maps, 0, 1, relays, clock::now().mono);
         Self {
             forward,
@@ -152,10 +157,30 @@ impl World {
             links: HashMap::new(),
             maps,
             mirror,
-            kernel: Kernel::new(object),
+            kernel,
             ahead: Duration::ZERO,
             last: Carried::default(),
         }
+    }
+
+    /// Clients are behind the first interface, and peers behind the second.
+    pub fn between(crosses: bool) -> Self {
+        let world = Self::with_limit(0);
+        for (name, own, reached) in [("one", "10.0.0.5", "default"), ("two", "10.7.0.5", "1.1.1.1")] {
+            ip(&format!("addr add {own}/24 dev {name}"));
+            let next = own.replace(".5", ".1");
+            ip(&format!("route add {reached} via {next} dev {name}"));
+            ip(&format!("neigh add {next} lladdr 02:00:00:00:00:77 dev {name}"));
+        }
+        let interface = |index| Interface { index, address: [2, 0, 0, 0, 0, 1], vlan: None, way: index };
+        let all = world.kernel.interfaces.map(|index| (index, interface(index))).into();
+        world.maps.set_interfaces(Interfaces::new(all, crosses));
+        world
+    }
+
+    /// The route to a peer leads out of the first interface from now on.
+    pub fn reroute(&mut self, peer: SocketAddr) {
+        ip(&format!("route replace {} via 10.0.0.1 dev one", peer.ip()));
     }
 
     fn now(&self) -> Instant {
@@ -251,6 +276,8 @@ impl World {
     /// Without a look at user space.
     pub fn run(&mut self, frame: &Frame, interface: u32) -> Verdict {
         let (verdict, out, _) = self.kernel.run(&frame.write(), interface);
+        // Of two interfaces, another one is the other one.
+        let interface = if verdict == XDP_REDIRECT { 3 - interface } else { interface };
         match verdict {
             XDP_PASS => Verdict::Pass,
             XDP_DROP => Verdict::Drop,
@@ -278,7 +305,6 @@ impl World {
         let got = match verdict {
             XDP_PASS => None,
             XDP_TX => Some(interface),
-            XDP_REDIRECT => Some(3 - interface),
             other => panic!("verdict {other}"),
         };
         let got = got.map(|interface| (interface, Frame::read_sent(&out).expect("what leaves is sound")));
@@ -293,7 +319,7 @@ impl World {
         let tick = self.quotas.tick(self.now());
         self.forward.begin_batch(tick);
         let (end, payload, to) = self.of_client(&frame).or_else(|| self.of_peer(&frame))?;
-        self.links.insert(end, (interface, frame.link.clone()));
+        self.links.insert(end, frame.link.clone());
         let (end, from, to, payload) = match to {
             Towards::Peer(ToPeer::Out { relay, to }) => {
                 let from = SocketAddr::new(self.policy.relays[usize::from(relay.relay)].bound, relay.port);
@@ -305,7 +331,7 @@ impl World {
             }
             Towards::Client(relay, peer) => self.wrapped(relay, peer, payload)?,
         };
-        let (interface, link) = self.links.get(&end)?.clone();
+        let link = self.links.get(&end)?.clone();
         let (was_v6, is_v6) = (frame.from.is_ipv6(), to.is_ipv6());
         let length = if is_v6 { 40 } else { 20 } + 8 + payload.len();
         let is_cut = !was_v6 && is_v6 && !frame.ip.dont_fragment && length > 1_280;

@@ -18,7 +18,7 @@ use nix::{
     net::if_::{InterfaceFlags, if_nametoindex},
 };
 
-use super::{Maps, paths::Paths, program, why};
+use super::{Interface, Interfaces, Maps, paths::Paths, program, why};
 use crate::host::{self, Host};
 
 /// Interfaces are looked at that often: one may come, and another's program may leave it.
@@ -124,23 +124,39 @@ impl State {
         if !self.is_wanted {
             return;
         }
-        let interfaces = interfaces(&self.addresses);
+        let wanted = interfaces(&self.addresses);
+        let names: BTreeSet<_> = wanted.iter().map(|wanted| wanted.below.clone()).collect();
         // One that has gone took the program with it, and another may have its name.
         self.attached.retain(|name, attached| {
-            let stays = interfaces.contains(name) && if_nametoindex(name.as_str()) == Ok(attached.index);
+            let stays = names.contains(name) && if_nametoindex(name.as_str()) == Ok(attached.index);
             if !stays {
                 tracing::info!("turn.xdp: {name} is gone, or has another address");
             }
             stays
         });
-        self.told.retain(|name, _| interfaces.contains(name));
-        for name in interfaces {
+        self.told.retain(|name, _| names.contains(name));
+        for name in names {
             if !self.attached.contains_key(&name) {
                 self.try_attach(name);
             }
         }
-        let address = |(name, attached): (&String, &Attached)| Some((attached.index, link_address(name)?));
-        self.maps.set_interfaces(self.attached.iter().filter_map(address).collect());
+        self.maps.set_interfaces(self.as_routes_name_them(&wanted));
+    }
+
+    fn as_routes_name_them(&self, wanted: &[Wanted]) -> Interfaces {
+        let interface = |wanted: &Wanted| {
+            let attached = self.attached.get(&wanted.below)?;
+            let (index, address) = (attached.index, link_address(&wanted.below)?);
+            let way = if is_bond(&wanted.below) { Interface::ANY } else { index };
+            let named = if_nametoindex(wanted.name.as_str()).ok()?;
+            Some((named, Interface { index, address, vlan: wanted.vlan, way }))
+        };
+        let all = wanted.iter().filter_map(interface).collect();
+        let mut modes = self.attached.iter().map(|(name, attached)| (attached.is_driver, name));
+        // In the stack any interface can send; a driver gives packets to those that take them.
+        let crosses = modes.clone().all(|(is_driver, _)| !is_driver)
+            || modes.all(|(is_driver, name)| is_driver && takes_from_others(name));
+        Interfaces::new(all, crosses)
     }
 
     fn try_attach(&mut self, name: String) {
@@ -200,11 +216,19 @@ fn hint(error: &str) -> String {
     format!("{error}: {hint}")
 }
 
-/// Names of the interfaces whose packets have these addresses. Those on the loopback interface, and those that stand for
-/// all, are reached where the default routes leave.
-#[must_use]
-pub fn interfaces(addresses: &[IpAddr]) -> BTreeSet<String> {
-    let Ok(all) = getifaddrs() else { return BTreeSet::new() };
+/// An interface whose packets the program is to see.
+struct Wanted {
+    name: String,
+    /// Where they arrive: of a VLAN, the interface below.
+    below: String,
+    /// The number in the tag that they have there.
+    vlan: Option<u16>,
+}
+
+/// Those whose packets have these addresses. Those on the loopback interface, and those that stand for all, are reached where
+/// the default routes leave.
+fn interfaces(addresses: &[IpAddr]) -> Vec<Wanted> {
+    let Ok(all) = getifaddrs() else { return Vec::new() };
     let all: Vec<_> = all
         .filter_map(|of| {
             let address = host::address_of(&of)?;
@@ -218,7 +242,29 @@ pub fn interfaces(addresses: &[IpAddr]) -> BTreeSet<String> {
         wanted.extend(Host::look().map(|host| host.default_routes).unwrap_or_default());
     }
     let named = all.iter().filter(|(_, flags, address)| wanted.contains(address) && is_outside(flags));
-    named.map(|(name, _, _)| below(name)).collect()
+    let names: BTreeSet<_> = named.map(|(name, ..)| name.clone()).collect();
+    names.into_iter().map(Wanted::new).collect()
+}
+
+impl Wanted {
+    fn new(name: String) -> Self {
+        // "eth0.100  VID: 100 …" and "Device: eth0", where this is a VLAN's.
+        let text = fs::read_to_string(format!("/proc/net/vlan/{name}")).unwrap_or_default();
+        let after = |key: &str| text.split_whitespace().skip_while(|word| *word != key).nth(1);
+        let vlan = after("VID:").and_then(|number| number.parse().ok());
+        let below = after("Device:").unwrap_or(&name).to_owned();
+        Self { name, below, vlan }
+    }
+}
+
+/// Packets of a bond arrive at the interfaces that it is made of.
+fn is_bond(interface: &str) -> bool {
+    fs::exists(format!("/sys/class/net/{interface}/bonding")).unwrap_or(false)
+}
+
+/// Whether a driver sends what another one's program gives it: all that run programs, but for these.
+fn takes_from_others(interface: &str) -> bool {
+    !driver(interface).is_some_and(|driver| ["ixgbevf", "nfp", "fsl_dpa", "qede"].contains(&driver.as_str()))
 }
 
 /// How an interface would take the program.
@@ -275,11 +321,11 @@ const NATIVE: [&str; 27] = [
 #[must_use]
 pub fn prospects(addresses: &[IpAddr]) -> Vec<Prospect> {
     let mut paths = Paths::new();
-    let look = |name: String| {
+    let mut look = |name: String| {
         let index = if_nametoindex(name.as_str()).unwrap_or(0);
         Prospect { driver: driver(&name), program: paths.program_on(index), name }
     };
-    interfaces(addresses).into_iter().map(look).collect()
+    interfaces(addresses).into_iter().map(|wanted| look(wanted.below)).collect()
 }
 
 fn driver(interface: &str) -> Option<String> {
@@ -291,11 +337,4 @@ fn link_address(interface: &str) -> Option<[u8; 6]> {
     let text = fs::read_to_string(format!("/sys/class/net/{interface}/address")).ok()?;
     let bytes: Vec<_> = text.trim().split(':').filter_map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
     bytes.try_into().ok()
-}
-
-/// Packets of a VLAN arrive, with their tags, at the interface below.
-fn below(name: &str) -> String {
-    let vlan = fs::read_to_string(format!("/proc/net/vlan/{name}")).unwrap_or_default();
-    let device = vlan.lines().find_map(|line| line.strip_prefix("Device: "));
-    device.map_or(name, str::trim).to_owned()
 }

@@ -14,14 +14,18 @@ use netlink_packet_route::{
 };
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 
-use super::{Maps, rows::Hop};
+use super::{Interfaces, rows::Hop};
 
 /// The kernel's tables (rtnetlink(7)).
 pub struct Paths {
     socket: Option<Socket>,
+    /// Tells of what changes.
+    changes: Option<Socket>,
     buffer: Vec<u8>,
 }
 
+/// RTNLGRP_LINK, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE.
+const CHANGES: [u32; 3] = [1, 7, 11];
 /// Bytes of the longest answer that is read.
 const ANSWER: usize = 16_384;
 
@@ -32,7 +36,12 @@ impl Paths {
             socket.connect(&netlink_sys::SocketAddr::new(0, 0))?;
             Ok(socket)
         });
-        Self { socket: connected.ok(), buffer: Vec::with_capacity(ANSWER) }
+        let listening = Socket::new(NETLINK_ROUTE).and_then(|mut socket| {
+            socket.bind_auto()?;
+            CHANGES.iter().try_for_each(|group| socket.add_membership(*group))?;
+            Ok(socket)
+        });
+        Self { socket: connected.ok(), changes: listening.ok(), buffer: Vec::with_capacity(ANSWER) }
     }
 
     /// The number of the program that is on an interface.
@@ -52,11 +61,29 @@ impl Paths {
         })
     }
 
-    /// The next hop from `local` to `remote`, if it is known and the program is on its interface.
-    pub fn hop(&mut self, maps: &Maps, local: SocketAddr, remote: SocketAddr) -> Option<Hop> {
-        let (interface, next) = self.route(local.ip(), remote.ip())?;
-        let own = maps.address_of(interface)?;
-        Some(Hop { interface, own, theirs: self.neighbour(interface, next)? })
+    /// The way from `local` to `remote`, if the program is on its interface.
+    pub fn hop(&mut self, interfaces: &Interfaces, local: SocketAddr, remote: SocketAddr) -> Option<Hop> {
+        let Some((index, next)) = self.route(local.ip(), remote.ip()) else {
+            // Who cannot ask, or has no route, learns where there is but one way.
+            return interfaces.only().map(|interface| Hop { interface, next: None });
+        };
+        let interface = interfaces.get(index)?;
+        Some(Hop { interface, next: self.neighbour(index, next) })
+    }
+
+    /// Whether routes, or links, have changed since this was last asked.
+    pub fn have_changed(&mut self) -> bool {
+        let Some(changes) = &self.changes else { return false };
+        let mut seen = false;
+        loop {
+            self.buffer.clear();
+            match changes.recv(&mut self.buffer, libc::MSG_DONTWAIT) {
+                Ok(_) => seen = true,
+                // What it could not hold was a change, too.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => seen = true,
+                Err(_) => return seen,
+            }
+        }
     }
 
     fn route(&mut self, local: IpAddr, remote: IpAddr) -> Option<(u32, IpAddr)> {

@@ -34,15 +34,31 @@ pub struct End {
     link: Link,
 }
 
-/// A machine that is one link away.
+/// A way out of this machine, and who is next on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hop {
-    /// The index of our interface there.
-    pub interface: u32,
+    /// Our interface there.
+    pub interface: Interface,
+    /// The address of the next machine on that link, if it is known.
+    pub next: Option<[u8; 6]>,
+}
+
+/// An interface that has the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// The index of the interface where packets arrive.
+    pub index: u32,
     /// Its address.
-    pub own: [u8; 6],
-    /// That of the other one.
-    pub theirs: [u8; 6],
+    pub address: [u8; 6],
+    /// The VLAN's number in its packets.
+    pub vlan: Option<u16>,
+    /// What packets are learned from: its index, or [`Interface::ANY`].
+    pub way: u32,
+}
+
+impl Interface {
+    /// Where there is but one, or where packets arrive at several that are one (bonds), its index is of no use.
+    pub const ANY: u32 = u32::MAX;
 }
 
 #[repr(C)]
@@ -64,17 +80,28 @@ struct Link {
     length: u16,
     heard: u16,
     interface: u32,
+    way: u32,
 }
 
 impl Link {
-    /// The header by which it would send to us, without tags.
+    /// The header by which it would send to us, if that is known.
     fn of(hop: &Hop) -> Self {
+        let Interface { index: interface, address, vlan, way } = hop.interface;
+        let Some(next) = hop.next else { return Self { interface, way, ..Self::default() } };
         let mut header = [0; 20];
-        header[..6].copy_from_slice(&hop.own);
-        header[6..12].copy_from_slice(&hop.theirs);
-        Self { header, length: 14, heard: 0, interface: hop.interface }
+        header[..6].copy_from_slice(&address);
+        header[6..12].copy_from_slice(&next);
+        if let Some(vlan) = vlan {
+            header[12..14].copy_from_slice(&VLAN);
+            header[14..16].copy_from_slice(&vlan.to_be_bytes());
+        }
+        let length = if vlan.is_some() { 18 } else { 14 };
+        Self { header, length, heard: 0, interface, way }
     }
 }
+
+/// The type of a tag (IEEE 802.1Q).
+const VLAN: [u8; 2] = [0x81, 0x00];
 
 /// Where one end is, and what the program has sent there.
 #[repr(C)]
@@ -107,7 +134,6 @@ pub struct Flow {
     until: AtomicU64,
     rest: UnsafeCell<Rest>,
     links: UnsafeCell<[Link; 2]>,
-    zero: u64,
     /// From the peer.
     pub to_client: Far,
     /// From the client.
@@ -122,7 +148,8 @@ struct Rest {
     ends: [OfEnd; 2],
     channel: [u8; 2],
     here: u8,
-    zero: [u8; 13],
+    crosses: u8,
+    zero: [u8; 12],
 }
 
 /// All that the program must know of a channel.
@@ -142,6 +169,8 @@ pub struct Facts {
     pub channel: Channel,
     /// Whether the peer is a relayed address of this host.
     pub here: bool,
+    /// Whether packets may leave by another interface than they came by.
+    pub crosses: bool,
 }
 
 // SAFETY: what is not atomic is written by the one shard that has the flow, at times when no route leads the program there.
@@ -150,9 +179,10 @@ unsafe impl Sync for Flow {}
 impl Flow {
     /// Writes everything anew. No route may lead here, and none may have for as long as the program may run.
     pub fn write(&self, facts: &Facts) {
-        let Facts { client, peer, until, generation, account, channel, here } = *facts;
+        let Facts { client, peer, until, generation, account, channel, here, crosses } = *facts;
         let (ends, channel) = ([client.rest, peer.rest], channel.number().to_be_bytes());
-        let rest = Rest { generation, account, ends, channel, here: here.into(), zero: [0; 13] };
+        let (here, crosses) = (here.into(), crosses.into());
+        let rest = Rest { generation, account, ends, channel, here, crosses, zero: [0; 12] };
         // SAFETY: nobody else reads or writes this flow now, says the caller.
         unsafe {
             self.rest.get().write_volatile(rest);
