@@ -15,8 +15,10 @@ import contextlib
 import functools
 import pathlib
 import statistics
+import subprocess
 import sys
 import tempfile
+import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
@@ -26,6 +28,7 @@ from cables import receive, stretch
 
 KERNEL, GENERIC = "halfway, driver mode", "halfway, generic mode"
 RATE, PAIR_RATE = 100_000, 50_000
+BESIDE = "round trip, beside 50,000 packets a second"
 
 
 class Linked(Net):
@@ -77,7 +80,7 @@ def loads():
             yield f"{way}, {size} bytes, {clients} clients", ["--run", way, "--rate", rate, *what], ["--rate", rate, *what]
     yield "as many as it can, 160 bytes", ["--run", "to-peer", "--size", 160], None
     yield "round trip, idle", ["--run", "ping", "--clients", 1], None
-    yield "round trip under load", ["--run", "ping", "--clients", 64], None
+    yield BESIDE, ["--run", "ping", "--clients", 1], None
 
 
 def measure(options):
@@ -87,13 +90,32 @@ def measure(options):
             for what, load, direct in loads():
                 if options.only and options.only not in what:
                     continue
-                with start() as (server, appliance):
+                with start() as (server, appliance), beside(server, what == BESIDE):
                     figures = attempt(server, load, direct, options)
                     if appliance and "failed" not in figures:
                         figures["byKernel"] = by_kernel(appliance.metrics())
                 found.setdefault(what, {}).setdefault(name, []).append(figures)
                 print(f"round {number + 1}: {what}: {name}: {told(figures)}", flush=True)
     return found
+
+
+@contextlib.contextmanager
+def beside(server, wanted):
+    """Others relay, too, for as long as the `with` lasts."""
+    if not wanted:
+        return (yield)
+    command = server.site.command(
+        relay.BINARY, "bench", "turn", f"turn:{relay.PUBLIC[4]}:3478", "--secret", relay.SECRET, "--run", "to-peer",
+        "--rate", 50_000, "--time", "60s", "--clients", 64, "--json",
+    )  # fmt: skip
+    others = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=relay.on_core(1))
+    try:
+        # Until all of them have their channels, which nothing tells.
+        time.sleep(2)
+        yield
+    finally:
+        others.kill()
+        others.wait()
 
 
 def attempt(server, load, direct, options):

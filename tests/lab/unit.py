@@ -34,6 +34,7 @@ def check(scratch):
         bring(machine)
         yield from installed_by_hand(machine)
         yield from reloaded(machine)
+        yield from in_the_kernel(machine)
         yield from watched_over(machine)
         yield from upgraded(machine)
         yield from activated(machine)
@@ -114,6 +115,22 @@ def bring_certificate(machine):
         run("bash", str(ROOT / "certs/make-ca.sh"), f"{made}/new", "127.0.0.1")
         shutil.copytree(f"{made}/new", f"{machine.root}{CERTS}")
     machine.shell(f"chmod 755 {CERTS}; chmod 644 {CERTS}/c*.pem; chown root:halfway {CERTS}/key.pem; chmod 640 {CERTS}/key.pem")
+
+
+def in_the_kernel(machine):
+    """`turn.xdp` with the rights of the drop-in, and without them."""
+    drop_in = "/etc/systemd/system/halfway.service.d/xdp.conf"
+    machine.write(CONFIG, SETTINGS.replace("[turn]", '[turn]\nxdp = "auto"'))
+    for granted in False, True:
+        if granted:
+            machine.shell(f"install -D -m 644 {SOURCE}/systemd/xdp.conf {drop_in} && systemctl daemon-reload")
+        machine.run("systemctl", "restart", "halfway")
+        page = machine.run("curl", "-sS", "http://127.0.0.1:9478/metrics")
+        attached = sum(float(value) for value in re.findall(r"^halfway_xdp_interfaces\{.*\} (\S+)$", page, re.M))
+        said = "needs the capabilities" in machine.journal()
+        yield attached == granted and said, f"{'with' if granted else 'without'} the drop-in, {attached:.0f} interfaces have the program"
+    machine.write(CONFIG, SETTINGS)
+    machine.shell(f"rm {drop_in} && systemctl daemon-reload && systemctl restart halfway")
 
 
 def watched_over(machine):
