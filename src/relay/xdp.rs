@@ -12,6 +12,7 @@ mod paths; // how those are reached who have not sent
 mod rows; // what both sides share
 
 use std::{
+    cell::OnceCell,
     collections::{BTreeMap, HashMap, VecDeque},
     error::Error,
     hash::RandomState,
@@ -35,13 +36,16 @@ use self::{
     paths::Paths,
     rows::{Counted, End, Facts, Far, Flow, Hop, Key},
 };
-use crate::turn::{
-    Channel, FiveTuple, RelayAddress,
-    bandwidth::{Account, Accounts},
-    counters::{PASSED, Traffic},
-    forward::{Carried, ChannelRoute},
-    policy::Reach,
-    quota::Quotas,
+use crate::{
+    clock,
+    turn::{
+        Channel, FiveTuple, RelayAddress,
+        bandwidth::{Account, Accounts},
+        counters::{PASSED, Traffic},
+        forward::{Carried, ChannelRoute},
+        policy::Reach,
+        quota::Quotas,
+    },
 };
 
 /// The program, and the maps it reads.
@@ -158,25 +162,31 @@ fn mapped<T: rows::Shared>(map: &Map) -> Result<&'static [T], String> {
     rows::mapped(data.fd().as_fd(), length as usize).map_err(|error| why(&error))
 }
 
-/// What the kernel says is at the end of the chain; what a library says of the verifier is too long for a line.
+/// Why the kernel takes no program, or no maps.
 fn why(error: &(dyn Error + 'static)) -> String {
-    let (mut next, mut io) = (Some(error), None);
-    while let Some(error) = next {
-        io = error.downcast_ref::<io::Error>().or(io);
-        next = error.source();
-    }
-    let Some(io) = io else {
-        return error.to_string().lines().next().unwrap_or_default().to_owned();
-    };
-    let hint = match io.raw_os_error() {
+    let (number, said) = cause(error);
+    let hint = match number {
         Some(libc::EPERM | libc::EACCES) => {
             "it needs the capabilities CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
         }
         Some(libc::ENOSYS | libc::EINVAL) => "this kernel is older than Linux 5.14, or built without it",
         Some(libc::ENOMEM) => "its maps need 20 MiB",
-        _ => return io.to_string(),
+        _ => return said,
     };
-    format!("{io}: {hint}")
+    format!("{said}: {hint}")
+}
+
+/// What the kernel says, which is at the end of the chain; what the library says of its verifier is too long for a line.
+fn cause(error: &(dyn Error + 'static)) -> (Option<i32>, String) {
+    let (mut next, mut io) = (Some(error), None);
+    while let Some(error) = next {
+        io = error.downcast_ref::<io::Error>().or(io);
+        next = error.source();
+    }
+    match io {
+        Some(io) => (io.raw_os_error(), io.to_string()),
+        None => (None, error.to_string().lines().next().unwrap_or_default().to_owned()),
+    }
 }
 
 /// One shard's channels in the kernel.
@@ -192,6 +202,8 @@ pub struct Mirror {
     /// What is not to be used again before that time, in order.
     resting: VecDeque<(Instant, u32)>,
     generation: u32,
+    /// What the ticks of quotas are counted from, on the kernel's clock.
+    epoch: OnceCell<u64>,
     next_look: Instant,
     is_full: bool,
 }
@@ -229,6 +241,7 @@ impl Mirror {
             free: (shard * each..(shard + 1) * each).map(|number| number as u32).rev().collect(),
             resting: VecDeque::new(),
             generation: 0,
+            epoch: OnceCell::new(),
             next_look: now,
             is_full: false,
         }
@@ -260,7 +273,7 @@ impl Mirror {
             None => 0,
             Some(None) => return,
             Some(Some((number, account))) => {
-                account.epoch.store(nanoseconds().saturating_sub(quotas.tick(now) * 1_000), Relaxed);
+                account.epoch.store(*self.epoch.get_or_init(|| epoch(quotas)), Relaxed);
                 number + 1
             }
         };
@@ -419,9 +432,7 @@ impl Mirrored {
         self.route.tenure.has_carried(heard, active);
         Carried { to_peers: to_peers.0, to_clients: to_clients.0, over_bandwidth: to_peers.1 + to_clients.1 }
     }
-}
 
-impl Mirrored {
     /// Whether the kernel's tables say something else than they did.
     fn has_moved(
         &mut self,
@@ -474,6 +485,10 @@ impl Clock {
     fn tick(&self, at: u64) -> u64 {
         self.tick.saturating_sub(self.nanoseconds.saturating_sub(at) / 1_000)
     }
+}
+
+fn epoch(quotas: &Quotas) -> u64 {
+    nanoseconds().saturating_sub(quotas.tick(clock::now().mono) * 1_000)
 }
 
 /// CLOCK_MONOTONIC, which the program counts by, too.

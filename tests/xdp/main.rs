@@ -378,9 +378,7 @@ fn time_of_each_shape() {
     frames.iter().for_each(|frame| _ = world.run(frame, 1));
     println!("between two clients: {} ns", world.median(&frames[0]));
     for allocations in [1, 10_000] {
-        let (resident, nanoseconds) = world::crowd(allocations);
-        println!(
-            "{allocations} allocations with four channels each: {nanoseconds} ns, {resident} KiB resident"
-        );
+        let (locked, one, any) = world::crowd(allocations);
+        println!("{allocations} allocations with four channels: {one} ns for packets of one, {any} of any, {locked} KiB");
     }
 }

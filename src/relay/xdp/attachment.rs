@@ -11,14 +11,14 @@ use std::{
 
 use aya::{
     Ebpf,
-    programs::{Xdp, links::FdLink, xdp::XdpMode},
+    programs::{ProgramError, Xdp, links::FdLink, xdp::XdpMode},
 };
 use nix::{
     ifaddrs::getifaddrs,
     net::if_::{InterfaceFlags, if_nametoindex},
 };
 
-use super::{Interface, Interfaces, Maps, paths::Paths, program, why};
+use super::{Interface, Interfaces, Maps, cause, paths::Paths, program};
 use crate::host::{self, Host};
 
 /// Interfaces are looked at that often: one may come, and another's program may leave it.
@@ -199,21 +199,20 @@ impl State {
 
 fn attach_in(program: &mut Xdp, index: u32, mode: XdpMode) -> Result<FdLink, String> {
     let attached = program.attach_to_if_index(index, mode).and_then(|link| program.take_link(link));
-    let link = attached.map_err(|error| hint(&why(&error)))?;
+    let link = attached.map_err(|error| why_not(&error))?;
     // Other kinds of link outlive the process. Dropping one takes it away.
     link.try_into().map_err(|_| "this kernel has no links for XDP: Linux 5.9 has them".to_owned())
 }
 
-fn hint(error: &str) -> String {
-    let is = |number| error == std::io::Error::from_raw_os_error(number).to_string();
-    let hint = if is(libc::EBUSY) || is(libc::EEXIST) {
-        "another program is there (see `bpftool net`); it is tried again"
-    } else if is(libc::EOPNOTSUPP) {
-        r#"its driver cannot; xdp = "generic" would"#
-    } else {
-        "the kernel's log may say more (`dmesg`): some drivers want a smaller MTU, or fewer queues"
+fn why_not(error: &ProgramError) -> String {
+    let (number, said) = cause(error);
+    let hint = match number {
+        Some(libc::EBUSY | libc::EEXIST) => "another program is there (see `bpftool net`); it is tried again",
+        Some(libc::EOPNOTSUPP) => r#"its driver cannot; xdp = "generic" would"#,
+        Some(libc::EPERM) => "it needs the capability CAP_NET_ADMIN",
+        _ => "the kernel's log may say more (`dmesg`): some drivers want a smaller MTU, or fewer queues",
     };
-    format!("{error}: {hint}")
+    format!("{said}: {hint}")
 }
 
 /// An interface whose packets the program is to see.
@@ -248,13 +247,18 @@ fn interfaces(addresses: &[IpAddr]) -> Vec<Wanted> {
 
 impl Wanted {
     fn new(name: String) -> Self {
-        // "eth0.100  VID: 100 …" and "Device: eth0", where this is a VLAN's.
         let text = fs::read_to_string(format!("/proc/net/vlan/{name}")).unwrap_or_default();
-        let after = |key: &str| text.split_whitespace().skip_while(|word| *word != key).nth(1);
-        let vlan = after("VID:").and_then(|number| number.parse().ok());
-        let below = after("Device:").unwrap_or(&name).to_owned();
-        Self { name, below, vlan }
+        match vlan(&text) {
+            Some((vlan, below)) => Self { name, below: below.to_owned(), vlan: Some(vlan) },
+            None => Self { below: name.clone(), name, vlan: None },
+        }
     }
+}
+
+/// The number of a VLAN and the interface below it, as the kernel tells of it.
+fn vlan(text: &str) -> Option<(u16, &str)> {
+    let after = |key: &str| text.split_whitespace().skip_while(|word| *word != key).nth(1);
+    Some((after("VID:")?.parse().ok()?, after("Device:")?))
 }
 
 /// Packets of a bond arrive at the interfaces that it is made of.
@@ -337,4 +341,29 @@ fn link_address(interface: &str) -> Option<[u8; 6]> {
     let text = fs::read_to_string(format!("/sys/class/net/{interface}/address")).ok()?;
     let bytes: Vec<_> = text.trim().split(':').filter_map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
     bytes.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Prospect, vlan};
+
+    #[test]
+    fn a_vlan_is_known_by_what_the_kernel_tells() {
+        let told = "uplink  VID: 100\t REORDER_HDR: 1  dev->priv_flags: 81021\n\
+                             total frames received            0\n\
+                    Device: eth0\nINGRESS priority mappings: 0:0  1:0\n";
+        assert_eq!(vlan(told), Some((100, "eth0")));
+        assert_eq!(vlan(""), None);
+    }
+
+    #[test]
+    fn a_driver_runs_the_program_or_is_not_known_to() {
+        let with = |driver: Option<&str>| Prospect {
+            name: "eth0".to_owned(),
+            driver: driver.map(str::to_owned),
+            program: None,
+        };
+        assert!(with(Some("virtio_net")).is_native());
+        assert!(!with(Some("e1000e")).is_native() && !with(None).is_native());
+    }
 }
