@@ -379,6 +379,8 @@ fn time_of_each_shape() {
     println!("between two clients: {} ns", world.median(&frames[0]));
     for allocations in [1, 10_000] {
         let (locked, one, any) = world::crowd(allocations);
-        println!("{allocations} allocations with four channels: {one} ns for packets of one, {any} of any, {locked} KiB");
+        println!(
+            "{allocations} allocations with four channels: {one} ns for packets of one, {any} of any, {locked} KiB"
+        );
     }
 }

@@ -56,6 +56,7 @@ fn a_revoked_agent_loses_session_allocations_tokens_and_credentials() {
             let (web, token) = (instance.web(), &token);
             move || web.ask(&poll, token, "")
         });
+        wait_until(|| instance.admin("GET /metrics").contains("\nhalfway_agent_connections 1\n"));
         let began = clock::now().mono;
         // A lack of the scope, and a path that is no agent's.
         assert_eq!(instance.ask("DELETE /v1/agents/agent%2F7", &token, "").0, 403);
