@@ -2,6 +2,7 @@
 #![no_main]
 
 use std::{
+    collections::HashSet,
     net::{IpAddr, SocketAddr},
     sync::LazyLock,
     time::{Duration, UNIX_EPOCH},
@@ -110,6 +111,7 @@ fuzz_target!(|steps: Vec<Step>| {
     }
     world.wait(3_601);
     assert_eq!((world.live, world.server.quotas().held_in_total()), ([0; 2], 0), "all is given back");
+    assert!(world.routes.is_empty(), "no route is left");
     assert!(world.server.poll_timeout().is_none(), "no deadline is left");
 });
 
@@ -118,12 +120,14 @@ struct World {
     now: Now,
     /// By relay address.
     live: [usize; 2],
+    /// Channels that another path may relay.
+    routes: HashSet<(FiveTuple, Channel)>,
 }
 
 impl World {
     fn new() -> Self {
         let now = Now { wall: UNIX_EPOCH + Duration::from_secs(1_900_000_000), ..clock::now() };
-        let mut world = Self { server: server(), now, live: [0; 2] };
+        let mut world = Self { server: server(), now, live: [0; 2], routes: HashSet::new() };
         world.bind_ports();
         world
     }
@@ -201,8 +205,14 @@ impl World {
                 Effect::TakeRelay(at) => self.live[usize::from(at.relay)] += 1,
                 Effect::CloseRelay(at) => self.live[usize::from(at.relay)] -= 1,
                 Effect::Ended(_) | Effect::Reclaim(_) => {}
+                Effect::RouteAdded(route) => _ = self.routes.insert((route.client, route.channel)),
+                Effect::RouteRemoved(client, channel) => _ = self.routes.remove(&(client, channel)),
             }
         }
+        assert!(
+            self.routes.iter().all(|(client, _)| self.server.holds_allocation(client)),
+            "no route outlives its allocation"
+        );
         self.bind_ports();
         for (relay, live) in (0..).zip(self.live) {
             let ports = self.server.ports(relay);
@@ -330,5 +340,6 @@ fn server() -> Server {
         // Or little would be answered.
         strangers: Strangers::new(0),
         ports: vec![PORTS.collect(), PORTS.collect()],
+        announces_routes: true,
     })
 }

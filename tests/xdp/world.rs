@@ -576,6 +576,10 @@ pub fn crowd(allocations: usize) -> (u64, u128, u128) {
     for frame in &frames {
         world.kernel.run(frame, 1);
     }
+    // One checksum in 65,536 looks unfinished.
+    let sent = frames.len();
+    frames.retain(|frame| world.kernel.run(frame, 1).0 == XDP_TX);
+    assert!(sent - frames.len() < 10, "{} of {sent}", frames.len());
     let mut random = Random(7);
     let mut median = |of: usize| {
         let mut took: Vec<_> = (0..20_000)
