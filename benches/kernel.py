@@ -23,11 +23,10 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import relay
-from relay import BEST, DEBIAN, NEWEST, OURS, Appliance, Net, Server, on
+from relay import BEST, DEBIAN, NEWEST, OURS, PAIR_RATE, RATE, Appliance, Net, Server, on
 from cables import receive, stretch
 
 KERNEL, GENERIC = "halfway, driver mode", "halfway, generic mode"
-RATE, PAIR_RATE = 100_000, 50_000
 BESIDE = "round trip, beside 50,000 packets a second"
 
 
@@ -64,12 +63,8 @@ def servers(newest):
 
 @contextlib.contextmanager
 def coturn(*arguments):
-    before, relay.Net = relay.Net, Linked
-    try:
-        with relay.coturn(*arguments) as server:
-            yield server, None
-    finally:
-        relay.Net = before
+    with relay.coturn(*arguments, network=Linked) as server:
+        yield server, None
 
 
 def loads():

@@ -118,9 +118,9 @@ def halfway(shards=1):
 
 
 @contextlib.contextmanager
-def coturn(name, path, *flags):
+def coturn(name, path, *flags, network=Net):
     """With the same users; without TLS, which nobody uses here."""
-    with tempfile.TemporaryDirectory(prefix="halfway-bench-") as scratch, Net() as net:
+    with tempfile.TemporaryDirectory(prefix="halfway-bench-") as scratch, network() as net:
         site, scratch = net.site(1), pathlib.Path(scratch)
         command = net.public.command(
             path, "-n", "--listening-ip", PUBLIC[4], "--relay-ip", PUBLIC[4], "--realm", stun.REALM, "-m", 1,

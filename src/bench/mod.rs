@@ -106,12 +106,10 @@ impl Server {
 /// Processor time that this machine has spent on anything.
 fn machine_cpu() -> Option<Duration> {
     let stat = fs::read_to_string("/proc/stat").ok()?;
-    let mut fields = stat.lines().next()?.split_whitespace().skip(1).map_while(|field| field.parse().ok());
-    let mut next = || fields.next();
+    let fields = stat.lines().next()?.split_whitespace().skip(1).map_while(|field| field.parse::<u64>().ok());
     // user, nice, system, idle, iowait, irq, softirq (proc(5)).
-    let (user, nice, system, _, _, irq, softirq): (u64, u64, u64, u64, u64, u64, u64) =
-        (next()?, next()?, next()?, next()?, next()?, next()?, next()?);
-    in_ticks(user + nice + system + irq + softirq)
+    let busy = fields.take(7).enumerate().filter(|(place, _)| !matches!(place, 3 | 4));
+    in_ticks(busy.map(|(_, ticks)| ticks).sum())
 }
 
 fn in_ticks(ticks: u64) -> Option<Duration> {

@@ -8,7 +8,7 @@
 //! [`Effect::RouteRemoved`]: crate::turn::server::Effect::RouteRemoved
 
 mod attachment; // on which interfaces the program is
-mod paths; // how those are reached who have not sent
+mod paths; // by which way somebody is reached
 mod rows; // what both sides share
 
 use std::{
@@ -49,9 +49,9 @@ use crate::{
 };
 
 /// The program, and the maps it reads.
-pub const OBJECT: &[u8] = aya::include_bytes_aligned!("../../xdp/relay.o");
+const OBJECT: &[u8] = aya::include_bytes_aligned!("../../xdp/relay.o");
 /// What it counts is looked at that often.
-pub const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_secs(1);
 /// A flow's memory is not used again before that: so long no run of the program lasts.
 const REST: Duration = Duration::from_secs(1);
 /// The kernel's tables are asked again that often for who has not been heard, when they change for all, and of so many

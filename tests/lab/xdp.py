@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 
-from appliance import BINARY, ROOT, Appliance
+from appliance import ROOT, Appliance
 from cables import OneLink, receive, stretch
 from checks import settled, tell
 from load import found, load
@@ -54,9 +54,9 @@ def halfway(net, scratch, mode, *flags, **options):
     return Appliance(net, scratch, *flags, settings=settings(mode, options.pop("listen", "")), **options)
 
 
-def program(net, interface=None):
+def program(net):
     """The id of the program on Halfway's link, and its mode."""
-    (link,) = json.loads(net.public.ip("-j", "-d", "link", "show", interface or net.uplink))
+    (link,) = json.loads(net.public.ip("-j", "-d", "link", "show", net.uplink))
     on_it = link.get("xdp", {})
     return on_it.get("prog", {}).get("id"), {1: "driver", 2: "generic"}.get(on_it.get("mode"))
 

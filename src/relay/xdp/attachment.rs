@@ -67,12 +67,10 @@ impl Attachments {
 
     /// Attaches the program now, and where it cannot be now, later. Says once how it is with each interface.
     pub fn keep(&self) {
-        self.state(|state| {
-            state.is_wanted = true;
-            state.look();
-        });
+        self.come_back();
         let state = Arc::downgrade(&self.0);
         let keep = move || {
+            thread::sleep(EACH);
             while look_again(&state) {
                 thread::sleep(EACH);
             }

@@ -1,4 +1,5 @@
-//! By which link somebody is reached, as the kernel's own tables say: for those whom the program has not heard yet.
+//! By which interface somebody is reached, and, for those whom the program has not heard yet, by which machine on it: as the
+//! kernel's own tables say.
 
 use std::{
     io,
