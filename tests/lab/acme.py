@@ -144,7 +144,8 @@ def started(command, word, **environment):
 
 @contextlib.contextmanager
 def pebble(place, certs, http=80, life=LONG_LIFE):
-    """Pebble, which looks at our ports 80 and 443 and refuses a nonce now and then."""
+    """Pebble, which looks at our ports 80 and 443 and refuses one nonce in twenty: of three tries at a request one gets through,
+    but for one request in ten thousand."""
     settings = {
         "listenAddress": f"0.0.0.0:{AUTHORITY}",
         "managementListenAddress": f"0.0.0.0:{MANAGEMENT}",
@@ -157,7 +158,7 @@ def pebble(place, certs, http=80, life=LONG_LIFE):
     config = place / "pebble.json"
     config.write_text(json.dumps({"pebble": settings}))
     command = ["pebble", "-config", str(config), "-dnsserver", f"127.0.0.1:{DNS}"]
-    with started(command, "ACME directory available", PEBBLE_VA_NOSLEEP="1", PEBBLE_WFE_NONCEREJECT="20") as process:
+    with started(command, "ACME directory available", PEBBLE_VA_NOSLEEP="1", PEBBLE_WFE_NONCEREJECT="5") as process:
         # Nobody reads on, and a full pipe would stop it.
         drain = subprocess.Popen(["cat"], stdin=process.stdout, stdout=open(place / "pebble.log", "w"))
         yield

@@ -86,6 +86,7 @@ class Comer:
         self.quick.setblocking(False)
         # What comes while an answer is waited for.
         self.early, self.serial, self.relayed = [], 0, [0, 0]
+        self.flying = 0
         receive = self.client.receive
         self.client.receive = lambda: self.answer(receive)
         self.come()
@@ -119,7 +120,10 @@ class Comer:
             of = self.number, self.serial, channel, port, self.relayed[1], too_late, number
             self.client.send_on(channel, packet(*of, length=random.randrange(256)))
 
-    def leave(self):
+    def leave(self, found):
+        # What is under way has nowhere to come back to.
+        found["left behind"] += self.flying
+        self.flying = 0
         self.client.release()
         self.send(BURST, too_late=True)
 
@@ -127,6 +131,7 @@ class Comer:
         """How many have come back."""
         early, self.early = self.early, []
         messages = [*early, *self.waiting()]
+        self.flying = max(0, self.flying - len(messages))
         for message in messages:
             channel = struct.unpack("!H", message[:2])[0]
             said = opened(message[4:])
@@ -156,6 +161,7 @@ def clients(server, secret, peer, ports, wanted):
         if flying <= FLYING:
             comer.send(BURST)
             found["sent"] += BURST
+            comer.flying += BURST
             flying += BURST
         back = sum(each.hear(found) for each in comers) if flying > FLYING else comer.hear(found)
         if back:
@@ -165,7 +171,7 @@ def clients(server, secret, peer, ports, wanted):
             # What is lost does not fly any more.
             flying, heard = 0, time.monotonic()
         if random.randrange(90) == 0:
-            comer.leave()
+            comer.leave(found)
             comer.come()
             found["left and came"] += 1
         elif random.randrange(60) == 0 and len(comer.channels) < PEERS:

@@ -126,7 +126,7 @@ def comes_and_goes(net, scratch, mode):
         clients, seen = json.loads(done.stdout), json.loads(output)
         yield clients["sent"] >= COMING // len(MODES), f"clients: {clients}"
         yield clients["left and came"] > 500, f"{clients['left and came']} allocations gone and made anew"
-        back = clients["came back"] / clients["sent"]
+        back = clients["came back"] / (clients["sent"] - clients["left behind"])
         yield back > 0.998, f"{back:.4%} of the packets came back"
         for who, books in ("clients", clients), ("peers", seen):
             wrong = {what: books.get(what, 0) for what in ("corrupted", "for another", "too late")}
