@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use aws_lc_rs::rand;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -22,6 +23,7 @@ use tokio::{
 
 use crate::{
     acme, clock,
+    cluster::Cluster,
     commands::quick_start::QuickStart,
     config::Config,
     credentials::{
@@ -43,6 +45,7 @@ use crate::{
         xdp::{self, Attachments},
     },
     revoking::Revoking,
+    signaling::nodes::NodeId,
     systemd,
     turn::{
         nonce::Nonces,
@@ -103,7 +106,7 @@ async fn run(config: Config, log: &logging::Filter, reread: Reread<'_>) -> Resul
         // Who was revoked there until a moment ago.
         prepared.live.keys.recall(&prepared.live.config)?;
     }
-    let mut appliance = prepared.serve()?;
+    let mut appliance = prepared.serve().await?;
     let mut new_certificate = appliance.live.keeping.certificates.changes();
     let mut successor = None;
     loop {
@@ -168,8 +171,9 @@ impl Prepared {
     }
 
     /// Lets everybody in.
-    fn serve(self) -> Result<Appliance, String> {
+    async fn serve(self) -> Result<Appliance, String> {
         let Self { mut live, listeners, exchange, ready } = self;
+        let nodes = Nodes::join(&live).await?;
         live.keeping.keep(&live.config);
         live.keys.follow();
         live.relay.use_kernel();
@@ -198,7 +202,7 @@ impl Prepared {
         tokio::spawn(watchdog::feed(vitals));
         tokio::spawn(clocks::watch());
         quick_start(&live);
-        Ok(Appliance { live, listeners, operator, ready, shutdown, serving, admin })
+        Ok(Appliance { live, listeners, operator, ready, shutdown, serving, admin, nodes })
     }
 }
 
@@ -212,6 +216,7 @@ struct Appliance {
     shutdown: watch::Sender<bool>,
     serving: JoinHandle<()>,
     admin: JoinHandle<()>,
+    nodes: Option<Nodes>,
 }
 
 impl Appliance {
@@ -224,6 +229,9 @@ impl Appliance {
         drop(self.listeners);
         close(&self.ready, &self.shutdown);
         wait_out(idle(self.serving, &relay), self.live.config.drain_timeout, &mut signals).await;
+        if let Some(nodes) = self.nodes {
+            nodes.leave().await;
+        }
         Ok(())
     }
 
@@ -299,6 +307,32 @@ async fn idle(serving: JoinHandle<()>, relay: &Relay) {
     let _ = serving.await;
     while relay.counters().allocations > 0 {
         tokio::time::sleep(DRAIN_LOOK).await;
+    }
+}
+
+/// The other nodes of a cluster.
+struct Nodes {
+    passing_on: JoinHandle<()>,
+    leave: Arc<Notify>,
+}
+
+impl Nodes {
+    /// This is one of many from now on, if there are others.
+    async fn join(live: &Live) -> Result<Option<Self>, String> {
+        let Some(config) = &live.config.cluster else { return Ok(None) };
+        let mut random = [0; 8];
+        rand::fill(&mut random).map_err(|_| "the operating system has no randomness")?;
+        let node = NodeId(u64::from_ne_bytes(random));
+        live.front.join_cluster(node, &config.name());
+        let cluster = Cluster::start(config, Arc::clone(&live.front), node).await?;
+        let leave = cluster.leave();
+        Ok(Some(Self { passing_on: tokio::spawn(cluster.run()), leave }))
+    }
+
+    /// Returns when they have been told that this one has gone.
+    async fn leave(self) {
+        self.leave.notify_one();
+        let _ = self.passing_on.await;
     }
 }
 
@@ -426,7 +460,7 @@ fn quick_start(live: &Live) {
     let new =
         NewToken { agent, room: Room::main(), scopes: Scopes::default(), ttl: hour.min(config.auth.max_ttl) };
     let token = keys.tokens.mint(now, &new);
-    let list = ice_list(offer, &keys.turn, now, new.agent.as_str(), hour, &host);
+    let list = ice_list(offer, &keys.turn, now, new.agent.as_str(), hour, &host, &[]);
     let ice_urls: Vec<String> = list.ice_servers.into_iter().flat_map(|server| server.urls).collect();
     let to_trust = keeping.to_trust(config);
     let start = QuickStart {

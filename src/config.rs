@@ -31,8 +31,8 @@ use crate::{
 pub(crate) mod parse; // what one setting's text means
 mod source; // where a setting comes from, and what is wrong with it
 
+use source::Reader;
 pub use source::{File, Overrides, Place, Problem};
-use source::{Reader, Value};
 
 /// All of it. Each part of the program gets the few values it needs from `app`.
 #[derive(Clone, Debug)]
@@ -57,6 +57,8 @@ pub struct Config {
     pub auth: Auth,
     /// Sessions and their limits.
     pub signaling: Signaling,
+    /// The other nodes; `None`: this is the only one.
+    pub cluster: Option<Cluster>,
     /// The operator's port.
     pub admin: Admin,
     /// What is logged, and how.
@@ -202,6 +204,63 @@ pub struct Signaling {
     pub peerjs: bool,
 }
 
+/// `[cluster]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cluster {
+    /// Servers of NATS; at least one.
+    pub nats: Vec<NatsServer>,
+    /// What people call this node; `None`: this host's name.
+    pub node: Option<String>,
+    /// Who vouches for the servers, in PEM; `None`: whom this system trusts.
+    pub ca: Option<PathBuf>,
+    /// What a file of NATS credentials holds.
+    pub credentials: Option<Credential>,
+}
+
+impl Cluster {
+    /// What people call this node.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let of_host = || nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned());
+        self.node.clone().or_else(|| of_host().ok()).unwrap_or_else(|| "halfway".to_owned())
+    }
+}
+
+/// A server of NATS, printed without the password that its URL may have.
+#[derive(Clone, PartialEq, Eq)]
+pub struct NatsServer {
+    /// Where it is, and what it is told.
+    pub address: async_nats::ServerAddr,
+}
+
+impl fmt::Display for NatsServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.address.host(), self.address.port())
+    }
+}
+
+impl fmt::Debug for NatsServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A NATS user's credentials, as `nsc` writes them; never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credential(String);
+
+impl Credential {
+    pub(crate) fn text(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credential(…)")
+    }
+}
+
 /// `[admin]`.
 #[derive(Clone, Debug)]
 pub struct Admin {
@@ -234,6 +293,7 @@ impl Config {
             ("turn.relay_ports", self.turn.relay_ports == other.turn.relay_ports),
             ("turn.xdp", self.turn.xdp == other.turn.xdp),
             ("turn.shards", self.turn.shards == other.turn.shards),
+            ("cluster", self.cluster == other.cluster),
             ("admin.listen", self.admin.listen == other.admin.listen),
             ("log.format", self.log.json == other.log.json),
         ];
@@ -339,10 +399,10 @@ pub fn resolve(
         credentials: credentials(&mut reader),
         auth: auth(&mut reader),
         signaling: signaling(&mut reader),
+        cluster: cluster(&mut reader),
         admin: admin(&mut reader, around),
         log: log(&mut reader),
     };
-    refuse_what_comes_later(&mut reader);
     check_together(&mut reader, &config);
     let problems = reader.finish();
     if problems.is_empty() { Ok(config) } else { Err(problems) }
@@ -448,6 +508,31 @@ fn signaling(reader: &mut Reader) -> Signaling {
     }
 }
 
+/// `None` where there is no engine.
+fn cluster(reader: &mut Reader) -> Option<Cluster> {
+    let given = |path: Option<PathBuf>| path.filter(|path| !path.as_os_str().is_empty());
+    let nats = reader.list("cluster.nats", parse::nats).unwrap_or_default();
+    let node = reader.text("cluster.node", parse::node).flatten();
+    let ca = given(reader.text("cluster.ca", path));
+    if let Some(ca) = &ca
+        && let Some(pem) = read(reader, "cluster.ca", ca)
+        && !tls::has_certificates(&pem)
+    {
+        reader.problem("cluster.ca", format!("{} holds no certificate in PEM", ca.display()));
+    }
+    let file = given(reader.text("cluster.credentials", path));
+    let credentials = file.and_then(|file| {
+        let text = read(reader, "cluster.credentials", &file).map(String::from_utf8);
+        let text = text?.ok().filter(|text| parse::is_nats_credentials(text));
+        if text.is_none() {
+            let what = format!("{} is no file of NATS credentials, as nsc writes them", file.display());
+            reader.problem("cluster.credentials", what);
+        }
+        text.map(Credential)
+    });
+    (!nats.is_empty()).then_some(Cluster { nats, node, ca, credentials })
+}
+
 fn admin(reader: &mut Reader, around: &Surroundings) -> Admin {
     let listen = reader.list("admin.listen", listen_on(around));
     Admin { listen: listen.unwrap_or_else(|| vec![(Ipv4Addr::LOCALHOST, 9478).into()]) }
@@ -544,15 +629,6 @@ fn size(reader: &mut Reader, key: &'static str, default: u32) -> usize {
     }
 }
 
-/// Known, so that a file written for a later version is understood; refused, so that nothing is silently ignored.
-fn refuse_what_comes_later(reader: &mut Reader) {
-    let text = |text: &str| Value::Text(text.to_owned());
-    let empty = || Value::List(Vec::new());
-    for (key, default) in [("cluster.nats", empty()), ("cluster.node", text(""))] {
-        reader.not_yet(key, &default);
-    }
-}
-
 /// What can only be seen by looking at several settings.
 fn check_together(reader: &mut Reader, config: &Config) {
     refuse_twice(reader, "public_ips", &config.public_ips);
@@ -574,6 +650,7 @@ fn check_together(reader: &mut Reader, config: &Config) {
         }
     }
     check_acme(reader, config);
+    check_cluster(reader, config);
     check_pairs(reader, config, "IPv4", IpAddr::is_ipv4);
     check_pairs(reader, config, "IPv6", IpAddr::is_ipv6);
 }
@@ -588,6 +665,19 @@ fn check_acme(reader: &mut Reader, config: &Config) {
     let taken = [&config.http.listen, &config.turn.listen, &config.turn.tls_listen, &config.admin.listen];
     if taken.into_iter().any(|taken| fixed(taken).contains(&acme.http_listen)) {
         reader.problem("http.acme.http_listen", format!("{} is taken by another listener", acme.http_listen));
+    }
+}
+
+/// What one node hands out is good at all of them.
+fn check_cluster(reader: &mut Reader, config: &Config) {
+    if config.cluster.is_none() {
+        return;
+    }
+    if config.credentials.secrets.is_empty() {
+        reader.problem("cluster.nats", "needs credentials.secrets, the same on every node");
+    }
+    if config.auth.secrets.is_empty() && config.auth.outside.is_none() {
+        reader.problem("cluster.nats", "needs auth.secrets, the same on every node, or auth.jwks");
     }
 }
 
@@ -766,17 +856,45 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_later_is_known_and_refused() {
+    fn nodes_share_what_they_hand_out() {
         let defaults = "turn.xdp = 'off'\n\
             signaling.peerjs = false\ncluster.nats = []\nauth.jwks = ''\nturn.peer_policy = 'open'";
-        assert!(read(defaults).is_ok());
-        refused(
-            "cluster.nats = ['nats://a:4222']",
-            "h.toml:1: cluster.nats: is not supported by this version: leave it out, or at []",
+        assert!(read(defaults).unwrap().cluster.is_none());
+        let nats = "cluster.nats = ['nats://u:secret@a:4222', 'tls://[2001:db8::1]']\n";
+        assert_eq!(
+            read(nats).unwrap_err(),
+            "h.toml:1: cluster.nats: needs credentials.secrets, the same on every node\n\
+             h.toml:1: cluster.nats: needs auth.secrets, the same on every node, or auth.jwks\n"
         );
+        let secrets = "credentials.secrets = ['0123456789abcdef']\n\
+            auth.secrets = ['0123456789abcdef0123456789abcdef']\ncluster.node = 'frankfurt-1'";
+        let cluster = read(&format!("{nats}{secrets}")).unwrap().cluster.unwrap();
+        assert_eq!(cluster.name(), "frankfurt-1");
+        let shown = format!("{cluster:?}");
+        assert!(shown.contains("a:4222") && !shown.contains("secret"), "{shown}");
+        for (nats, what) in [
+            (
+                "http://a",
+                "is not the URL of a NATS server, such as \"nats://10.0.0.7:4222\" or \"tls://nats.example.org\"",
+            ),
+            (
+                "nats://",
+                "is not the URL of a NATS server, such as \"nats://10.0.0.7:4222\" or \"tls://nats.example.org\"",
+            ),
+        ] {
+            refused(
+                &format!("cluster.nats = ['{nats}']"),
+                &format!("h.toml:1: cluster.nats: {nats:?} {what}"),
+            );
+        }
         refused(
-            "cluster.node = 'a'",
-            r#"h.toml:1: cluster.node: is not supported by this version: leave it out, or at """#,
+            "cluster.node = 'a b'",
+            r#"h.toml:1: cluster.node: "a b" is not a name of 1 to 64 of A-Z a-z 0-9 . _ -"#,
+        );
+        refused("cluster.ca = 'Cargo.toml'", "h.toml:1: cluster.ca: Cargo.toml holds no certificate in PEM");
+        refused(
+            "cluster.credentials = 'Cargo.toml'",
+            "h.toml:1: cluster.credentials: Cargo.toml is no file of NATS credentials, as nsc writes them",
         );
     }
 

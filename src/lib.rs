@@ -9,6 +9,7 @@ pub mod acme; // certificates from an authority
 pub mod app; // builds and joins all parts; start order, drain
 pub mod bench; // load, and what it costs
 pub mod clock; // the only file that reads a clock
+pub mod cluster; // many nodes as one, through NATS
 pub mod commands; // token, ice, doctor, bench, check: one file each; `serve` is `app`
 pub mod config; // file + environment + flags → Config, with no "maybe" left
 pub mod data_dir; // the secret and the self-signed certificate of an instance

@@ -43,6 +43,7 @@ pub fn page(instance: &Instance, relay: &Counters, door: &door::Counters, http: 
     numbers.door(door);
     numbers.http(http);
     numbers.signaling(&http.signaling);
+    numbers.nodes(&http.nodes);
     let mut page = String::new();
     text::encode(&mut page, &numbers.0).expect("a String takes all that is written to it");
     page
@@ -163,6 +164,23 @@ impl Numbers {
         self.count("frames_delivered", "routed frames put into a receiver's window", hub.delivered);
         let errors = refusal::CODES.iter().zip(hub.errors);
         self.counts("frame_errors", "error frames, by code", "code", errors);
+    }
+
+    /// `[cluster]`; zeroes where there is none.
+    fn nodes(&mut self, nodes: &hub::Numbers) {
+        self.now("cluster_up", "1 when other nodes can be reached through cluster.nats", nodes.is_up.into());
+        self.now("cluster_nodes", "other nodes that live", nodes.nodes as u64);
+        self.now(
+            "cluster_agents",
+            "agents of other nodes in rooms with agents of this one",
+            nodes.away as u64,
+        );
+        let frames = [("in", nodes.frames_in), ("out", nodes.frames_out)];
+        self.counts("cluster_frames", "routed frames, from other nodes and to them", "direction", frames);
+        let meaning = "routed frames of which another node did not say in time whether they were delivered";
+        self.count("cluster_unanswered", meaning, nodes.unanswered);
+        let sessions = [("in", nodes.moved_in), ("out", nodes.moved_out)];
+        self.counts("cluster_sessions", "sessions that went on at another node", "direction", sessions);
     }
 
     fn now(&mut self, name: &str, meaning: &str, value: u64) {

@@ -67,15 +67,22 @@ impl Revoking {
         Ok(())
     }
 
-    /// A TURN user is minted for `agent`: how long it may live.
+    /// A TURN user is minted for `agent`: how long it may live, and whether that is to be known wherever it may be used.
     #[must_use]
-    pub fn note_user(&self, now: Now, agent: &str, ttl: Duration) -> Duration {
+    pub fn note_user(&self, now: Now, agent: &str, ttl: Duration) -> (Duration, bool) {
         let before = self.revocations.version();
         let ttl = self.revocations.note_user(now, agent, ttl);
-        if self.revocations.version() != before {
+        let is_news = self.revocations.version() != before;
+        if is_news {
             self.noted.notify_one();
         }
-        ttl
+        (ttl, is_news)
+    }
+
+    /// Another node has revoked the agent: what is known by now is written, and its allocations end.
+    pub fn follow(&self, agent: &AgentId) {
+        (self.free)(agent.as_str());
+        self.noted.notify_one();
     }
 
     /// Writes what nobody waits for. Never returns.
@@ -119,7 +126,7 @@ impl Revoking {
 /// One line for people. Nobody must get back in because a file cannot be read.
 pub fn recall(revocations: &Revocations, data_dir: &DataDir) -> Result<(), String> {
     let Some(kept) = data_dir.kept(FILE).map_err(|error| error.to_string())? else { return Ok(()) };
-    revocations.add_json(&kept).map_err(|error| {
+    revocations.add_json(&kept).map(|_| ()).map_err(|error| {
         format!(
             "{} does not say who was revoked ({error}): put back a copy, or remove it and revoke anew",
             data_dir.path_of(FILE).display()

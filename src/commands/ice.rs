@@ -38,7 +38,7 @@ pub(super) fn run(options: &Options, config: &Config, now: Now) -> Result<(), Fa
     refuse_revoked(&data_dir, now, agent, ttl)?;
     // Nobody asks over a connection whose family would decide: the first public address does.
     let first = offer.public_ips[0];
-    let list = ice_list(&offer, &secrets, now, agent, ttl, &offer.host_for(first, first));
+    let list = ice_list(&offer, &secrets, now, agent, ttl, &offer.host_for(first, first), &[]);
     let body = serde_json::to_string_pretty(&list).expect("plain strings and numbers become JSON");
     print(&body)
 }

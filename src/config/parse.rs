@@ -9,7 +9,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::Secret;
+use super::{NatsServer, Secret};
 use crate::{
     jwks,
     relay::xdp::Mode,
@@ -118,6 +118,33 @@ pub(super) fn jwks(text: &str) -> Result<Option<jwks::Source>, String> {
     } else {
         Ok(Some(jwks::Source::File(text.into())))
     }
+}
+
+/// A server of NATS.
+pub(super) fn nats(text: &str) -> Result<NatsServer, String> {
+    let is_ours = text.starts_with("nats://") || text.starts_with("tls://");
+    let address = is_ours.then(|| text.parse::<async_nats::ServerAddr>().ok()).flatten();
+    let address = address.filter(|address| !address.host().is_empty());
+    address.map(|address| NatsServer { address }).ok_or_else(|| {
+        format!(
+            r#"{text:?} is not the URL of a NATS server, such as "nats://10.0.0.7:4222" or "tls://nats.example.org""#
+        )
+    })
+}
+
+/// A node's name; `None` for nothing.
+pub(super) fn node(text: &str) -> Result<Option<String>, String> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    match text {
+        "" => Ok(None),
+        text if text.len() <= 64 && text.bytes().all(allowed) => Ok(Some(text.to_owned())),
+        _ => Err(format!("{text:?} is not a name of 1 to 64 of A-Z a-z 0-9 . _ -")),
+    }
+}
+
+/// Whether it has the two parts of such a file.
+pub(super) fn is_nats_credentials(text: &str) -> bool {
+    ["-----BEGIN NATS USER JWT-----", "-----BEGIN USER NKEY SEED-----"].iter().all(|part| text.contains(part))
 }
 
 fn is_host_name(text: &str) -> bool {

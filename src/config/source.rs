@@ -116,15 +116,6 @@ impl Reader {
         }
     }
 
-    /// A setting of a later version: known, and refused unless it is at its default.
-    pub(super) fn not_yet(&mut self, key: &'static str, default: &Value) {
-        let Some(given) = self.file_only(key) else { return };
-        if given.value != *default {
-            let what = format!("is not supported by this version: leave it out, or at {default}");
-            self.refuse::<()>(given.place, key, what);
-        }
-    }
-
     fn file_only(&mut self, key: &'static str) -> Option<Located> {
         match self.given(key)? {
             Given::File(located) => Some(located),

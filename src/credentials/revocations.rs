@@ -12,6 +12,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::clock::Now;
 
@@ -129,22 +130,58 @@ impl Revocations {
         serde_json::to_vec(&*self.read()).expect("strings and numbers become JSON")
     }
 
-    /// Adds what was kept. Of two about one agent the later stays.
+    /// What is known of one agent, in the same form.
+    #[must_use]
+    pub fn of(&self, agent: &str) -> Option<Box<RawValue>> {
+        let agents = self.read();
+        agents.get(agent).map(|revoked| raw(&BTreeMap::from([(agent, revoked)])))
+    }
+
+    /// All of it in pieces of about so many bytes, each in the same form.
+    #[must_use]
+    pub fn pages(&self, bytes: usize) -> Vec<Box<RawValue>> {
+        let agents = self.read();
+        let (mut pages, mut page, mut size) = (Vec::new(), BTreeMap::new(), 0);
+        for (agent, revoked) in &*agents {
+            size += 64 + agent.len() + 12 * revoked.minted.len();
+            page.insert(agent.as_str(), revoked);
+            if size >= bytes {
+                pages.push(raw(&std::mem::take(&mut page)));
+                size = 0;
+            }
+        }
+        if !page.is_empty() {
+            pages.push(raw(&page));
+        }
+        pages
+    }
+
+    /// Adds what was kept. Of two about one agent the later stays. Gives who was not known to be revoked then.
     ///
     /// # Errors
     /// When it is not what [`Self::to_json`] gives.
-    pub fn add_json(&self, json: &[u8]) -> Result<(), serde_json::Error> {
+    pub fn add_json(&self, json: &[u8]) -> Result<Vec<String>, serde_json::Error> {
         let kept: BTreeMap<String, Revoked> = serde_json::from_slice(json)?;
-        let mut agents = self.write();
+        let (mut agents, mut news, mut has_changed) = (self.write(), Vec::new(), false);
         for (agent, mut revoked) in kept {
             match agents.get_mut(&agent) {
                 Some(known) if known.at > revoked.at => {}
-                Some(known) if known.at == revoked.at => known.minted.append(&mut revoked.minted),
-                _ => _ = agents.insert(agent, revoked),
+                Some(known) if known.at == revoked.at => {
+                    let before = known.minted.len();
+                    known.minted.append(&mut revoked.minted);
+                    has_changed |= known.minted.len() != before;
+                }
+                _ => {
+                    news.push(agent.clone());
+                    agents.insert(agent, revoked);
+                }
             }
         }
         self.0.any.store(!agents.is_empty(), Relaxed);
-        Ok(())
+        if has_changed || !news.is_empty() {
+            self.0.version.fetch_add(1, Relaxed);
+        }
+        Ok(news)
     }
 
     fn is_any(&self) -> bool {
@@ -158,6 +195,11 @@ impl Revocations {
     fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<String, Revoked>> {
         self.0.agents.write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A piece of what is kept.
+fn raw(agents: &BTreeMap<&str, &Revoked>) -> Box<RawValue> {
+    serde_json::value::to_raw_value(agents).expect("strings and numbers become JSON")
 }
 
 #[cfg(test)]

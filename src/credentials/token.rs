@@ -3,7 +3,7 @@
 //! The key fixes the algorithm: whatever a token's header asks for, a secret computes HS256 and nothing else, and a public
 //! key what it is for. Times are compared with the caller's clock, never the library's own.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, errors::ErrorKind};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -303,6 +303,13 @@ macro_rules! name {
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 serializer.serialize_str(&self.0)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = Cow::<'_, str>::deserialize(deserializer)?;
+                Self::parse(&text).ok_or_else(|| de::Error::custom("not a name"))
             }
         }
     };

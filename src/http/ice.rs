@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     clock::Now,
@@ -50,12 +50,15 @@ impl IceOffer {
     /// The host part of the URLs for a client that asks from `client` and reached us at `reached`.
     #[must_use]
     pub fn host_for(&self, client: IpAddr, reached: IpAddr) -> String {
-        if let Some(name) = &self.public_host {
-            return bracketed(name);
-        }
-        let same_family = |ip: &&IpAddr| ip.is_ipv4() == client.to_canonical().is_ipv4();
-        let ip = self.public_ips.iter().find(same_family).or(self.public_ips.first()).copied();
-        bracketed(&ip.unwrap_or(reached.to_canonical()).to_string())
+        let host = host(self.public_host.as_deref(), &self.public_ips, client);
+        host.unwrap_or_else(|| bracketed(&reached.to_canonical().to_string()))
+    }
+
+    /// What other nodes should know of this.
+    #[must_use]
+    pub fn served(&self) -> Served {
+        let Self { public_host, public_ips, turn_ports, turns_port, .. } = self.clone();
+        Served { public_host, public_ips, turn_ports, turns_port }
     }
 
     /// How long credentials live: as asked, within the limit and the token's own life.
@@ -65,12 +68,58 @@ impl IceOffer {
     }
 }
 
+/// What a node serves, as it tells the others.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Served {
+    public_host: Option<String>,
+    public_ips: Vec<IpAddr>,
+    turn_ports: Vec<u16>,
+    turns_port: Option<u16>,
+}
+
+/// What another node serves to one client.
+#[derive(Clone, Debug)]
+pub struct Elsewhere {
+    host: String,
+    turn_ports: Vec<u16>,
+    turns_port: Option<u16>,
+}
+
+impl Served {
+    /// `None` where the node has no address to be reached at.
+    #[must_use]
+    pub fn to(self, client: IpAddr) -> Option<Elsewhere> {
+        let host = host(self.public_host.as_deref(), &self.public_ips, client)?;
+        Some(Elsewhere { host, turn_ports: self.turn_ports, turns_port: self.turns_port })
+    }
+}
+
+impl Elsewhere {
+    /// Two at most: over UDP, and what passes most firewalls.
+    fn urls(&self) -> impl Iterator<Item = String> + '_ {
+        let Self { host, turn_ports, turns_port } = self;
+        let udp = turn_ports.first().map(|port| format!("turn:{host}:{port}?transport=udp"));
+        let tls = turns_port.map(|port| format!("turns:{host}:{port}?transport=tcp"));
+        let tcp = || turn_ports.first().map(|port| format!("turn:{host}:{port}?transport=tcp"));
+        udp.into_iter().chain(tls.or_else(tcp))
+    }
+}
+
+/// How a client reaches who has that name, or else these addresses.
+fn host(name: Option<&str>, addresses: &[IpAddr], client: IpAddr) -> Option<String> {
+    let same_family = |ip: &&IpAddr| ip.is_ipv4() == client.to_canonical().is_ipv4();
+    let address = || addresses.iter().find(same_family).or(addresses.first()).map(ToString::to_string);
+    name.map(str::to_owned).or_else(address).map(|host| bracketed(&host))
+}
+
 /// An IPv6 literal is bracketed in a URL (RFC 3986 §3.2.2); anything else stays as it is.
 fn bracketed(host: &str) -> String {
     if host.parse::<std::net::Ipv6Addr>().is_ok() { format!("[{host}]") } else { host.to_owned() }
 }
 
-/// Mints a TURN user for `agent` and lists the URLs it is good for. Pure: the shell and `halfway ice` share it.
+/// Mints a TURN user for `agent` and lists the URLs it is good for, those of other nodes last. Pure: the shell and `halfway ice`
+/// share it.
 #[must_use]
 pub fn ice_list(
     offer: &IceOffer,
@@ -79,6 +128,7 @@ pub fn ice_list(
     agent: &str,
     ttl: Duration,
     host: &str,
+    elsewhere: &[Elsewhere],
 ) -> IceList {
     let TurnUser { username, credential } = secrets.mint(agent, now.unix().saturating_add(ttl.as_secs()));
     let ports = &offer.turn_ports;
@@ -87,7 +137,8 @@ pub fn ice_list(
     let udp = ports.iter().map(|port| format!("turn:{host}:{port}?transport=udp"));
     let tcp = ports.iter().map(|port| format!("turn:{host}:{port}?transport=tcp"));
     let tls = offer.turns_port.iter().map(|port| format!("turns:{host}:{port}?transport=tcp"));
-    let turn: Vec<_> = udp.chain(tcp).chain(tls).collect();
+    let others = elsewhere.iter().flat_map(Elsewhere::urls);
+    let turn: Vec<_> = udp.chain(tcp).chain(tls).chain(others).collect();
     IceList {
         ice_servers: vec![
             IceServer { urls: stun, username: None, credential: None },
@@ -199,7 +250,7 @@ mod tests {
     fn the_body_of_the_contract() {
         let offer = offer(Some("turn.example.org"), &[]);
         let secrets = TurnSecrets::new(&["north"]).unwrap();
-        let list = ice_list(&offer, &secrets, t0(), "agent-7", HOUR, "turn.example.org");
+        let list = ice_list(&offer, &secrets, t0(), "agent-7", HOUR, "turn.example.org", &[]);
         let uris = json!([
             "turn:turn.example.org:3478?transport=udp",
             "turn:turn.example.org:3478?transport=tcp",
@@ -232,6 +283,32 @@ mod tests {
         assert_eq!(links.len(), 4);
         assert_eq!(links[1], turn);
         assert!(!format!("{list:?}").contains(&password));
+    }
+
+    #[test]
+    fn other_nodes_come_last_with_two_urls_each() {
+        let secrets = TurnSecrets::new(&["north"]).unwrap();
+        let client = "192.0.2.1".parse().unwrap();
+        let other = |offer: IceOffer| {
+            // As it comes over the wire.
+            let told = serde_json::to_string(&offer.served()).unwrap();
+            serde_json::from_str::<super::Served>(&told).unwrap().to(client)
+        };
+        let without_tls = IceOffer { turns_port: None, ..offer(None, &["2001:db8::7", "203.0.113.7"]) };
+        let elsewhere: Vec<_> = [offer(Some("b.example.org"), &[]), without_tls, offer(None, &[])]
+            .into_iter()
+            .filter_map(other)
+            .collect();
+        let list = ice_list(&offer(Some("a"), &[]), &secrets, t0(), "agent-7", HOUR, "a", &elsewhere);
+        assert_eq!(
+            list.turn_rest.uris[3..],
+            [
+                "turn:b.example.org:3478?transport=udp",
+                "turns:b.example.org:443?transport=tcp",
+                "turn:203.0.113.7:3478?transport=udp",
+                "turn:203.0.113.7:3478?transport=tcp",
+            ]
+        );
     }
 
     #[test]

@@ -44,6 +44,7 @@ use crate::{
 mod agents; // who is in the room
 mod body; // an answer at once, or event by event
 pub mod ice; // ICE server lists: pure, so that `halfway ice` prints the same
+mod nodes; // the hub among other nodes
 pub mod origin; // which web pages may use us
 mod peerjs; // the paths of the PeerJS server
 pub mod problem; // errors as application/problem+json
@@ -140,6 +141,8 @@ struct Counts {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     pub signaling: signaling::hub::Counters,
+    /// Of a cluster.
+    pub nodes: signaling::hub::Numbers,
     /// HTTP requests.
     pub requests: u64,
     /// HTTP requests answered with an error.
@@ -177,6 +180,7 @@ impl Front {
     /// Other terms and limits from now on; sessions and connections stay. An agent is told of the limits by its next welcome.
     pub fn adopt(&self, terms: Terms, limits: Limits) {
         self.switchboard.tell(|hub, _| hub.adopt(limits, terms.signaled.clone()));
+        self.tell_offer(&terms.ice);
         *self.terms.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(terms);
     }
 
@@ -211,12 +215,20 @@ impl Front {
             .revoke(agent, self.terms().lives)
             .map_err(|_| Problem::unavailable("too many agents are revoked whose tokens may still live"))?;
         self.switchboard.tell(|hub, now| hub.revoke(now, agent));
-        self.revoking.write().await.map_err(|why| {
+        self.tell_revoked(agent.as_str());
+        let written = self.revoking.write().await;
+        written.map_err(|why| {
             tracing::error!("{agent} is revoked until the next start, and not beyond it: {why}");
             Problem::unavailable(
                 "it is revoked until the next start of this host: its data dir cannot be written",
             )
-        })
+        })?;
+        if self.is_alone() {
+            return Err(Problem::unavailable(
+                "it is revoked on this node; the others, which cannot be reached now, will be told",
+            ));
+        }
+        Ok(())
     }
 
     /// Writes down what the next process has to know.
@@ -233,6 +245,7 @@ impl Front {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Counters {
             signaling: self.switchboard.counters(),
+            nodes: self.switchboard.tell(|hub, _| hub.numbers()).unwrap_or_default(),
             requests: read(&self.counts.requests),
             problems: read(&self.counts.problems),
         }

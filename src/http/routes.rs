@@ -246,9 +246,13 @@ pub(super) fn ice_list(
     let terms = visit.front.terms();
     let token_left = Duration::from_secs(agent.expires.saturating_sub(now.unix()));
     let ttl = terms.ice.lifetime(asked, token_left);
-    let ttl = visit.front.revoking.note_user(now, agent.id.as_str(), ttl);
+    let (ttl, is_news) = visit.front.revoking.note_user(now, agent.id.as_str(), ttl);
+    if is_news {
+        visit.front.tell_revoked(agent.id.as_str());
+    }
     let host = terms.ice.host_for(visit.client, visit.reached);
-    Ok(ice::ice_list(&terms.ice, &terms.turn, now, agent.id.as_str(), ttl, &host))
+    let elsewhere = visit.front.elsewhere(agent.id.as_str(), visit.client);
+    Ok(ice::ice_list(&terms.ice, &terms.turn, now, agent.id.as_str(), ttl, &host, &elsewhere))
 }
 
 /// `ttl` in whole seconds. A number too large for us is a number still, and is lowered to the limit.

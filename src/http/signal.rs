@@ -22,7 +22,7 @@ use super::{
     problem::Problem,
     refresh,
     routes::{self, Answer, may_signal, parameter},
-    switchboard::{Listener, session_id, until},
+    switchboard::{Listener, Ready, session_id, until},
 };
 use crate::{
     clock,
@@ -62,26 +62,34 @@ pub(super) async fn post(visit: &Visit, request: Request<Incoming>) -> Result<An
     let mut frames = raw.iter().map(|raw| visit.parse(raw.get()));
     let mut answers = Vec::with_capacity(raw.len());
     if session.is_none() {
-        answers.push(welcome(visit, &agent, frames.next())?);
+        answers.push(Ready::Now(welcome(visit, &agent, frames.next()).await?));
     }
     let frames: Vec<_> = frames.collect();
     let session = session.as_ref().map(session_name).transpose()?;
-    visit.front.switchboard.tell(|hub, now| {
-        hub.visit(now, &agent, session).map_err(|_| Problem::gone())?;
+    visit.front.switchboard.ask(|asking, now| {
+        asking.hub.visit(now, &agent, session).map_err(|_| Problem::gone())?;
         for frame in frames {
             answers.push(match frame {
                 Ok(IncomingFrame { id, frame: ClientFrame::Renew { token }, .. }) => {
-                    hub.ask_renewal(now, &agent.id, id, visit.front.check(now, &token))
+                    Ready::Now(asking.hub.ask_renewal(now, &agent.id, id, visit.front.check(now, &token)))
                 }
-                frame => hub.ask(now, &agent.id, frame),
+                frame => {
+                    let answer = asking.hub.ask(now, &agent.id, frame);
+                    asking.ready(answer)
+                }
             });
         }
-        Ok(array(&answers))
-    })
+        Ok::<_, Problem>(())
+    })?;
+    let mut frames = Vec::with_capacity(answers.len());
+    for answer in answers {
+        frames.push(answer.frame().await);
+    }
+    Ok(array(&frames))
 }
 
 /// The answer to a `hello`, with which a session begins or goes on.
-fn welcome(
+async fn welcome(
     visit: &Visit,
     agent: &Agent,
     first: Option<Result<IncomingFrame<'_>, Rejected<'_>>>,
@@ -90,23 +98,26 @@ fn welcome(
         Problem::bad_request("the first frame is not hello, and there is no Halfway-Session header");
     let first = first.ok_or(no_hello.clone())?.map_err(|rejected| Problem::from(&rejected.refusal))?;
     let ClientFrame::Hello(hello) = &first.frame else { return Err(no_hello) };
-    sit_down(visit, agent, first.id, hello)
+    sit_down(visit, agent, first.id, hello, false).await
 }
 
-fn sit_down(
+/// One that `takes_any` session goes on with what another node has of it.
+async fn sit_down(
     visit: &Visit,
     agent: &Agent,
     id: Option<&RawValue>,
     hello: &Hello<'_>,
+    takes_any: bool,
 ) -> Result<Bytes, Problem> {
     let now = clock::now();
     let list = routes::ice_list(visit, agent, now, None).ok();
     let ice = list.as_ref().and_then(|list| serde_json::value::to_raw_value(list).ok());
     let fresh = session_id().map_err(|refusal| Problem::from(&refusal))?;
     let ice_term = list.as_ref().map(|list| refresh::term(now, list));
-    let join = Join { id, ice: ice.as_deref(), ice_term, fresh, ends_with_bye: false };
+    let join = Join { id, ice: ice.as_deref(), ice_term, fresh, ends_with_bye: false, takes_any };
     let joined = visit.front.switchboard.join_by_request(agent, hello, join);
-    joined.map_err(|refusal| Problem::from(&refusal))
+    let joined = joined.map_err(|refusal| Problem::from(&refusal))?;
+    joined.welcome().await.map_err(|refusal| Problem::from(&refusal))
 }
 
 /// `GET /v1/signal`: what there is after number `after`, as soon as there is something.
@@ -252,12 +263,14 @@ pub(super) async fn send(visit: &Visit, request: Request<Incoming>, kind: Kind) 
     let value = value.map_or("null", RawValue::get);
     let to = serde_json::to_string(&to).unwrap_or_default();
     let frame = format!("{{\"type\":\"{}\",\"to\":{to},\"{member}\":{value}}}", kind.name());
-    attend(visit, &agent)?;
-    let answer = visit.front.switchboard.tell(|hub, now| {
-        hub.visit(now, &agent, None).map_err(|_| Problem::gone())?;
-        hub.pass(now, &agent.id, visit.parse(&frame)).map_err(|refusal| Problem::from(&refusal))
-    });
-    answer.map(|()| routes::empty(StatusCode::ACCEPTED))
+    attend(visit, &agent).await?;
+    let passed = visit.front.switchboard.ask(|asking, now| {
+        asking.hub.visit(now, &agent, None).map_err(|_| Problem::gone())?;
+        let passed = asking.hub.pass(now, &agent.id, visit.parse(&frame));
+        passed.map(|passed| asking.ready(passed)).map_err(|refusal| Problem::from(&refusal))
+    })?;
+    passed.outcome().await.map_err(|refusal| Problem::from(&refusal))?;
+    Ok(routes::empty(StatusCode::ACCEPTED))
 }
 
 /// `GET /signal/{self}/…`: takes what waits of one kind.
@@ -266,7 +279,7 @@ pub(super) async fn take(visit: &Visit, request: &Request<Incoming>, kind: Kind)
     if named(request)? != agent.id.as_str() {
         return Err(Problem::forbidden("what waits for another agent is not yours"));
     }
-    attend(visit, &agent)?;
+    attend(visit, &agent).await?;
     charge(visit, &agent, None)?;
     Ok(array(&visit.front.switchboard.tell(|hub, now| {
         hub.visit(now, &agent, None).map(|()| hub.take(&agent.id, kind)).unwrap_or_default()
@@ -274,9 +287,9 @@ pub(super) async fn take(visit: &Visit, request: &Request<Incoming>, kind: Kind)
 }
 
 /// Sees to it that the agent has a session.
-fn attend(visit: &Visit, agent: &Agent) -> Result<(), Problem> {
+async fn attend(visit: &Visit, agent: &Agent) -> Result<(), Problem> {
     if visit.front.switchboard.tell(|hub, now| hub.visit(now, agent, None)).is_err() {
-        sit_down(visit, agent, None, &Hello::default())?;
+        sit_down(visit, agent, None, &Hello::default(), true).await?;
     }
     Ok(())
 }

@@ -4,14 +4,14 @@
 //! sender's frames stay in order, a busy sender slows down itself, and there is no queue that could fill up.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use aws_lc_rs::rand;
 use bytes::Bytes;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use super::websocket::exchange::Mailbox;
 use crate::{
@@ -21,9 +21,10 @@ use crate::{
         token::{Agent, TokenRefusal},
     },
     signaling::{
-        hub::{ConnectionId, Counters, Departure, Hub, Join, Outgoing},
+        hub::{Answered, ConnectionId, Counters, Departure, Hub, Join, Outgoing, Resolution},
         limits::Limits,
-        message::{Hello, SessionId},
+        message::{Hello, ServerFrame, SessionId},
+        nodes::Errand,
         refusal::Refusal,
         session::Gone,
     },
@@ -34,6 +35,8 @@ pub(super) struct Switchboard {
     state: Mutex<State>,
     /// The next deadline came closer.
     alarm: Notify,
+    /// There is something to be done among the nodes.
+    errand: Notify,
     revocations: Revocations,
 }
 
@@ -45,6 +48,70 @@ struct State {
     threads: Vec<Arc<Mailbox>>,
     /// What `keep_time` sleeps for.
     armed: Option<Instant>,
+    /// Those that wait for another node.
+    requests: HashMap<u64, oneshot::Sender<Resolution>>,
+}
+
+/// One thing that is done in the hub for a request.
+pub(super) struct Asking<'a> {
+    pub(super) hub: &'a mut Hub,
+    requests: &'a mut HashMap<u64, oneshot::Sender<Resolution>>,
+}
+
+impl Asking<'_> {
+    pub(super) fn ready<T>(&mut self, answered: Answered<T>) -> Ready<T> {
+        match answered {
+            Answered::Now(answer) => Ready::Now(answer),
+            Answered::Later(number) => {
+                let (request, later) = oneshot::channel();
+                self.requests.insert(number, request);
+                Ready::Later(later)
+            }
+        }
+    }
+}
+
+/// An answer that is there, or will be.
+pub(super) enum Ready<T> {
+    Now(T),
+    Later(oneshot::Receiver<Resolution>),
+}
+
+/// The process ends, and nobody will answer.
+const ENDING: Refusal = Refusal::Unavailable("going down: try again soon");
+
+impl Ready<Bytes> {
+    /// The frame that is the answer.
+    pub(super) async fn frame(self) -> Bytes {
+        match self {
+            Self::Now(frame) => frame,
+            Self::Later(later) => {
+                let ending = |_| ServerFrame::error(None, &ENDING).to_bytes();
+                later.await.map_or_else(ending, |resolution| resolution.answer)
+            }
+        }
+    }
+
+    /// The welcome, or why there is none.
+    pub(super) async fn welcome(self) -> Result<Bytes, Refusal> {
+        match self {
+            Self::Now(welcome) => Ok(welcome),
+            Self::Later(later) => {
+                let Resolution { answer, outcome } = later.await.map_err(|_| ENDING)?;
+                outcome.map(|()| answer)
+            }
+        }
+    }
+}
+
+impl Ready<()> {
+    /// Whether it was done.
+    pub(super) async fn outcome(self) -> Result<(), Refusal> {
+        match self {
+            Self::Now(()) => Ok(()),
+            Self::Later(later) => later.await.map_err(|_| ENDING)?.outcome,
+        }
+    }
 }
 
 /// The tag of every connection that a task holds.
@@ -52,8 +119,14 @@ const TASK: u64 = u64::MAX;
 
 impl Switchboard {
     pub(super) fn new(limits: Limits, revocations: Revocations) -> Self {
-        let state = State { hub: Hub::new(limits), tasks: HashMap::new(), threads: Vec::new(), armed: None };
-        Self { state: Mutex::new(state), alarm: Notify::new(), revocations }
+        let state = State {
+            hub: Hub::new(limits),
+            tasks: HashMap::new(),
+            threads: Vec::new(),
+            armed: None,
+            requests: HashMap::new(),
+        };
+        Self { state: Mutex::new(state), alarm: Notify::new(), errand: Notify::new(), revocations }
     }
 
     /// Takes a seat for the agent that said `hello` on the line `index`.
@@ -80,11 +153,12 @@ impl Switchboard {
         agent: &Agent,
         hello: &Hello<'_>,
         join: Join<'_>,
-    ) -> Result<Bytes, Refusal> {
-        self.tell(|hub, now| {
+    ) -> Result<Ready<Bytes>, Refusal> {
+        self.ask(|asking, now| {
             let refused = self.refuse_revoked(agent);
-            let joined = refused.and_then(|()| hub.join_by_request(now, agent, hello, join));
-            joined.inspect_err(|refusal| hub.count_refusal(refusal))
+            let joined = refused.and_then(|()| asking.hub.join_by_request(now, agent, hello, join));
+            let joined = joined.inspect_err(|refusal| asking.hub.count_refusal(refusal))?;
+            Ok(asking.ready(joined))
         })
     }
 
@@ -118,6 +192,23 @@ impl Switchboard {
         Seat { switchboard: Arc::clone(self), connection, departure: Departure::Dropped }
     }
 
+    /// Does one thing in the hub whose answer may come from another node, and so later.
+    pub(super) fn ask<T>(&self, act: impl FnOnce(&mut Asking<'_>, Now) -> T) -> T {
+        let now = clock::now();
+        self.with(|state| act(&mut Asking { hub: &mut state.hub, requests: &mut state.requests }, now))
+    }
+
+    /// Takes what the hub wants done among the nodes, once there is something.
+    pub(super) async fn errands(&self) -> VecDeque<Errand> {
+        loop {
+            let errands = self.lock().hub.take_errands();
+            if !errands.is_empty() {
+                return errands;
+            }
+            self.errand.notified().await;
+        }
+    }
+
     /// Does one thing in the hub, and wakes whom it concerns.
     pub(super) fn tell<T>(&self, act: impl FnOnce(&mut Hub, Now) -> T) -> T {
         let now = clock::now();
@@ -147,7 +238,7 @@ impl Switchboard {
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.lock();
         let outcome = act(&mut state);
-        let State { hub, tasks, threads, armed } = &mut *state;
+        let State { hub, tasks, threads, armed, requests } = &mut *state;
         for connection in hub.take_ready() {
             if connection.tag != TASK {
                 let (thread, index) = (connection.tag >> 32, connection.tag & u64::from(u32::MAX));
@@ -155,6 +246,15 @@ impl Switchboard {
             } else if let Some(task) = tasks.get(&connection) {
                 task.notify_one();
             }
+        }
+        for (number, resolution) in hub.take_resolved() {
+            if let Some(request) = requests.remove(&number) {
+                // Who asked may have gone.
+                let _ = request.send(resolution);
+            }
+        }
+        if hub.has_errands() {
+            self.errand.notify_one();
         }
         let next = hub.poll_timeout();
         if next.is_some_and(|next| armed.is_none_or(|armed| next < armed)) {

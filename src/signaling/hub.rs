@@ -22,6 +22,7 @@ use super::{
         Announced, ClientFrame, Find, Found, Frame, FrameId, Hello, Incoming, Kind, Listed, Rejected, Resume,
         ServerFrame, SessionId, Unnumbered, Welcome,
     },
+    nodes::NodeId,
     refusal::{CODES, Refusal},
     registry::{Entry, Page, Profile, Query},
     session::{Full, Gone, Session},
@@ -29,10 +30,15 @@ use super::{
 use crate::{
     clock::Now,
     credentials::{
-        signaled::{self, Signaled},
+        signaled::Signaled,
         token::{Agent, AgentId, Room},
     },
 };
+
+mod elsewhere; // the other nodes of a cluster
+
+pub use elsewhere::{Answered, Numbers, Resolution};
+use elsewhere::{Arriving, Before, Elsewhere, Waits, kept};
 
 /// An expiry is looked at again at least this often, so that a wall clock that was set is noticed.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
@@ -53,8 +59,7 @@ pub struct Hub {
     /// Told what agents say of their addresses, if that matters; else nobody reads it.
     signaled: Option<Signaled>,
     members: HashMap<AgentId, Member>,
-    /// With what each agent is found by: a search goes through a whole room, and looks nowhere else.
-    rooms: HashMap<Room, BTreeMap<AgentId, Option<Profile>>>,
+    rooms: HashMap<Room, Gathering>,
     connections: HashMap<ConnectionId, Line>,
     /// One for each member.
     deadlines: BTreeSet<(Instant, AgentId)>,
@@ -67,7 +72,24 @@ pub struct Hub {
     last_session: u64,
     /// Nobody joins any more.
     closed: bool,
+    /// The other nodes, in a cluster.
+    elsewhere: Option<Box<Elsewhere>>,
     counters: Counters,
+}
+
+/// Who is in a room with an agent of ours.
+#[derive(Debug, Default)]
+struct Gathering {
+    /// With what each agent is found by: a search goes through a whole room, and looks nowhere else.
+    everybody: BTreeMap<AgentId, Option<Profile>>,
+    /// Agents of ours, seen by others or not yet.
+    own: usize,
+    /// Of those, who are not seen yet.
+    arriving: usize,
+    /// Nodes that have agents here, too.
+    nodes: BTreeSet<NodeId>,
+    /// Nodes that have not said yet whom they have here.
+    asked: BTreeSet<NodeId>,
 }
 
 /// An agent with a session, connected or expected back.
@@ -80,6 +102,12 @@ struct Member {
     session: Session,
     /// No other session has it.
     serial: u64,
+    /// When it began here, in Unix milliseconds: of two nodes that have the same agent, one has it later.
+    since: u64,
+    /// It is not welcomed yet.
+    arriving: Option<Box<Arriving>>,
+    /// The last frame that each other node has sent to it.
+    heard: BTreeMap<NodeId, u64>,
     /// Whose offer or answer this session has had: the senders' sessions by their serials, the latest last.
     introduced: VecDeque<u64>,
     connection: Option<ConnectionId>,
@@ -172,6 +200,7 @@ impl Hub {
             last_connection: 0,
             last_session: 0,
             closed: false,
+            elsewhere: None,
             counters: Counters::default(),
         }
     }
@@ -196,16 +225,21 @@ impl Hub {
     ) -> Result<ConnectionId, Refusal> {
         self.admit(&agent.id)?;
         let connection = self.new_connection(tag);
-        let welcome = self.enter(now, agent, hello, join, Some(connection));
         self.connections.insert(connection, Line::Live(agent.id.clone()));
-        let member = self.member(&agent.id);
-        member.by_request = false;
-        member.session.push_welcome(welcome);
-        self.ready.push(connection);
+        let welcome = self.enter(now, agent, hello, join, Some(connection));
+        // It may be over already: another node has the agent later.
+        if let Some(member) = self.members.get_mut(&agent.id) {
+            member.by_request = false;
+            if let Answered::Now(Some(welcome)) = welcome {
+                member.session.push_welcome(welcome);
+                self.ready.push(connection);
+            }
+        }
         Ok(connection)
     }
 
-    /// The same for an agent without a connection, which asks by requests. The welcome is the answer.
+    /// The same for an agent without a connection, which asks by requests. The welcome is the answer, perhaps
+    /// [later](Self::take_resolved).
     ///
     /// # Errors
     /// When there are too many agents already, or this one begins too often.
@@ -215,7 +249,7 @@ impl Hub {
         agent: &Agent,
         hello: &Hello<'_>,
         join: Join<'_>,
-    ) -> Result<Bytes, Refusal> {
+    ) -> Result<Answered<Bytes>, Refusal> {
         self.admit(&agent.id)?;
         if self.members.contains_key(&agent.id) {
             self.spend(now, &agent.id)?;
@@ -223,7 +257,10 @@ impl Hub {
         let welcome = self.enter(now, agent, hello, join, None);
         self.member(&agent.id).by_request = true;
         self.set_gone_at(now, &agent.id);
-        Ok(welcome)
+        Ok(match welcome {
+            Answered::Now(welcome) => Answered::Now(welcome.expect("a request is answered now or later")),
+            Answered::Later(request) => Answered::Later(request),
+        })
     }
 
     /// A request of an agent that has a session, which lives on: the one called `session`, or any in the room.
@@ -243,10 +280,21 @@ impl Hub {
         Ok(())
     }
 
-    /// Does what a frame of an agent with a session asks for. There is always an answer.
-    pub fn ask(&mut self, now: Now, agent: &AgentId, incoming: Result<Incoming<'_>, Rejected<'_>>) -> Bytes {
-        let (id, outcome) = self.perform(now, agent, incoming);
-        self.respond(id, outcome)
+    /// Does what a frame of an agent with a session asks for. There is always an answer, perhaps
+    /// [later](Self::take_resolved).
+    pub fn ask(
+        &mut self,
+        now: Now,
+        agent: &AgentId,
+        incoming: Result<Incoming<'_>, Rejected<'_>>,
+    ) -> Answered<Bytes> {
+        match self.perform(now, agent, incoming) {
+            (id, Ok(Done::Later(number))) => {
+                self.wait_for(number, Waits::Request { id: kept(id) });
+                Answered::Later(number)
+            }
+            (id, outcome) => Answered::Now(self.respond(id, outcome)),
+        }
     }
 
     /// The same for somebody who hears no more than whether it was done.
@@ -258,17 +306,32 @@ impl Hub {
         now: Now,
         agent: &AgentId,
         incoming: Result<Incoming<'_>, Rejected<'_>>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Answered<()>, Refusal> {
         let (_, outcome) = self.perform(now, agent, incoming);
-        outcome.map(|_| ()).inspect_err(|refusal| self.count_refusal(refusal))
+        match outcome.inspect_err(|refusal| self.count_refusal(refusal))? {
+            Done::Later(number) => Ok(Answered::Later(number)),
+            _ => Ok(Answered::Now(())),
+        }
     }
 
-    /// Does what a frame asks for that was [charged](Self::charge) before.
+    /// Does what a frame of a client of PeerJS asks for, for one that is `to` be told if it does not get there, and was
+    /// [charged](Self::charge) before.
     ///
     /// # Errors
     /// When it was not done.
-    pub fn forward(&mut self, now: Now, agent: &AgentId, incoming: &Incoming<'_>) -> Result<(), Refusal> {
-        self.carry_out(now, agent, incoming).map(|_| ()).inspect_err(|refusal| self.count_refusal(refusal))
+    pub fn forward(
+        &mut self,
+        now: Now,
+        agent: &AgentId,
+        incoming: &Incoming<'_>,
+        to: Option<&str>,
+    ) -> Result<(), Refusal> {
+        let done = self.carry_out(now, agent, incoming).inspect_err(|refusal| self.count_refusal(refusal))?;
+        if let (Done::Later(number), Some(to)) = (done, to) {
+            let (agent, serial) = (agent.clone(), self.members[agent].serial);
+            self.wait_for(number, Waits::Peer { agent, serial, to: to.to_owned() });
+        }
+        Ok(())
     }
 
     /// What [`Self::ask`] does, for a `renew`.
@@ -354,6 +417,9 @@ impl Hub {
             Line::Leaving(farewell) => farewell.take().map(Outgoing::Close),
             Line::Live(agent) => {
                 let member = self.members.get_mut(agent).expect("a live line has a member");
+                if member.arriving.is_some() {
+                    return None;
+                }
                 let is_keeper = member.keeper.is_some();
                 let frame = member.session.pop()?;
                 self.counters.frames_out += 1;
@@ -410,12 +476,14 @@ impl Hub {
     #[must_use]
     pub fn is_present(&self, room: &Room, agent: &str) -> bool {
         self.members.get(agent).is_some_and(|member| member.room == *room)
+            || self.room_elsewhere(agent) == Some(room)
     }
 
     /// The card of an agent in the room, if there is one.
     #[must_use]
     pub fn card(&self, room: &Room, agent: &AgentId) -> Option<Arc<RawValue>> {
-        self.members.get(agent).filter(|member| member.room == *room)?.card.clone()
+        self.rooms.get(room).filter(|gathering| gathering.everybody.contains_key(agent))?;
+        self.card_of(agent).cloned()
     }
 
     /// An operator ends the agent's session, if it has one.
@@ -447,6 +515,9 @@ impl Hub {
 
     /// Tells every connection to come back later, spread, forgets all sessions, and lets nobody join.
     pub fn restart(&mut self) {
+        self.say_goodbye();
+        let agents: Vec<AgentId> = self.members.keys().cloned().collect();
+        agents.iter().for_each(|agent| self.unsubscribe(agent));
         let connected =
             std::mem::take(&mut self.members).into_values().filter_map(|member| member.connection);
         for (connection, reconnect_in) in connected.zip(RECONNECT.cycle()) {
@@ -462,15 +533,19 @@ impl Hub {
     /// The moment to call [`Hub::handle_timeout`].
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.deadlines.first().map(|(at, _)| *at)
+        let own = self.deadlines.first().map(|(at, _)| *at);
+        [own, self.next_beat()].into_iter().flatten().min()
     }
 
-    /// Ends sessions whose token or resume window is over.
+    /// Ends sessions whose token or resume window is over, and keeps in touch with the other nodes.
     pub fn handle_timeout(&mut self, now: Now) {
+        self.keep_in_touch(now);
         while let Some((_, agent)) = self.deadlines.first().filter(|(at, _)| *at <= now.mono).cloned() {
             let member = &self.members[&agent];
             if member.expires <= now.unix() {
                 self.end(now, &agent, Some(Farewell::Expired));
+            } else if member.arriving.as_ref().is_some_and(|arriving| arriving.until <= now.mono) {
+                self.settle_now(now, &agent);
             } else if member.gone_at.is_some_and(|at| at <= now.mono) {
                 self.end(now, &agent, None);
             } else {
@@ -490,7 +565,7 @@ impl Hub {
     /// At most `limit` of the agents of `room` that fit, in order, beginning after `after`; at least one, then `bytes` at most.
     #[must_use]
     pub fn page(&self, room: &Room, query: &Query, after: &str, limit: usize, bytes: usize) -> Page {
-        let Some(all) = self.rooms.get(room) else {
+        let Some(Gathering { everybody: all, .. }) = self.rooms.get(room) else {
             return Page { agents: Vec::new(), agent_count: 0, next: None };
         };
         if query.fits(None) {
@@ -512,7 +587,7 @@ impl Hub {
     ) -> Page {
         let (mut agents, mut size) = (Vec::<Entry>::new(), 0);
         let next = rest.find(|agent| {
-            let card = self.members[*agent].card.clone();
+            let card = self.card_of(agent).cloned();
             size += listed_size(agent, card.as_deref());
             let is_full = agents.len() >= limit || (size > bytes && !agents.is_empty());
             if !is_full {
@@ -555,6 +630,8 @@ pub struct Join<'a> {
     pub fresh: SessionId,
     /// Its correspondents are told `bye` when its session ends, for it cannot say so itself.
     pub ends_with_bye: bool,
+    /// Where another node has a session of it, that goes on, whether or not it knows the session's name.
+    pub takes_any: bool,
 }
 
 /// How long an agent's ICE servers are good.
@@ -574,6 +651,8 @@ enum Done {
     Pong,
     Found(Page),
     Renewed(u64),
+    /// It is on its way to another node: by this number it is known what became of it.
+    Later(u64),
 }
 
 // Frames.
@@ -613,7 +692,7 @@ impl Hub {
         }
         match &incoming.frame {
             ClientFrame::Routed { kind, to: Some(to), body } => self.route(now, agent, *kind, to, *body),
-            ClientFrame::Routed { kind, to: None, body } => self.broadcast(agent, *kind, *body),
+            ClientFrame::Routed { kind, to: None, body } => self.broadcast(now, agent, *kind, *body),
             ClientFrame::Update { card } => {
                 self.replace_card(now, agent, Some(card.unwrap_or(RawValue::NULL)));
                 Ok(Done::Delivered)
@@ -649,42 +728,51 @@ impl Hub {
         if to == from.as_str() {
             return Err(Refusal::BadFrame("to is yourself".into()));
         }
-        let room = &self.members[from].room;
-        let (to, _) = self
-            .members
-            .get_key_value(to)
-            .filter(|(_, receiver)| receiver.room == *room)
-            .ok_or(Refusal::PeerUnavailable)?;
+        let (room, serial) = (&self.members[from].room, self.members[from].serial);
+        let here = self.members.get_key_value(to).filter(|(_, receiver)| receiver.room == *room);
+        let Some((to, _)) = here else { return self.route_elsewhere(now, from, kind, to, body) };
         let to = to.clone();
         let frame = Unnumbered::new(kind, from, Some(&to), body);
         // Before it is on its way: who hears of it may come to the relay at once.
-        if let (Some(signaled), Some(body)) = (&self.signaled, body) {
-            signaled.tell(now, to.as_str(), signaled::addresses(body));
-        }
-        if kind == Kind::IceCandidate && !self.is_introduced(from, &to) {
-            return self.deliver_early(now, from, &to, frame);
+        self.tell_signaled(now, &to, body);
+        self.accept(now, from, serial, &to, frame)?;
+        self.note_correspondents(from, &to);
+        Ok(Done::Delivered)
+    }
+
+    /// Takes a frame for an agent of ours, of a sender whose session has that number, wherever it is.
+    fn accept(
+        &mut self,
+        now: Now,
+        from: &AgentId,
+        serial: u64,
+        to: &AgentId,
+        frame: Unnumbered,
+    ) -> Result<(), Refusal> {
+        let kind = frame.kind();
+        if kind == Kind::IceCandidate && !self.is_introduced(serial, to) {
+            return self.deliver_early(now, from, to, frame);
         }
         let describes = matches!(kind, Kind::Offer | Kind::Answer);
         if !describes {
             // What was said before goes before.
-            self.release(from, &to);
+            self.release(from, to);
         }
-        self.deliver(&to, frame)?;
-        self.note_correspondents(from, &to);
+        self.deliver(to, frame)?;
         if describes {
-            self.introduce(from, &to);
+            self.introduce(from, serial, to);
         } else if kind == Kind::Bye {
             // What comes next belongs to another negotiation.
-            let serial = self.members[from].serial;
-            self.member(&to).introduced.retain(|introduced| *introduced != serial);
+            self.member(to).introduced.retain(|introduced| *introduced != serial);
         }
-        Ok(Done::Delivered)
+        Ok(())
     }
 
     /// For those who are told of its end.
     fn note_correspondents(&mut self, from: &AgentId, to: &AgentId) {
         for (own, other) in [(from, to), (to, from)] {
-            if let Some(correspondents) = &mut self.member(own).correspondents
+            let correspondents = self.members.get_mut(own).and_then(|member| member.correspondents.as_mut());
+            if let Some(correspondents) = correspondents
                 && correspondents.len() < INTRODUCED
             {
                 correspondents.insert(other.clone());
@@ -698,19 +786,32 @@ impl Hub {
         for other in self.member(agent).correspondents.take().into_iter().flatten() {
             if self.members.get(&other).is_some_and(|member| member.room == room) {
                 let _ = self.deliver(&other, Unnumbered::new(Kind::Bye, agent, Some(&other), None));
+            } else {
+                self.send_bye(agent, &other);
             }
         }
     }
 
-    fn broadcast(&mut self, from: &AgentId, kind: Kind, body: Option<&RawValue>) -> Result<Done, Refusal> {
+    fn broadcast(
+        &mut self,
+        now: Now,
+        from: &AgentId,
+        kind: Kind,
+        body: Option<&RawValue>,
+    ) -> Result<Done, Refusal> {
         if self.is_crowded(&self.members[from].room) {
             return Err(Refusal::TooLarge("the room is too large for a message to everybody"));
         }
         let frame = Unnumbered::new(kind, from, None, body);
-        let others = self.others(from);
-        others.iter().for_each(|to| self.release(from, to));
-        let reached = others.iter().filter(|to| self.deliver(to, frame.clone()).is_ok()).count();
-        Ok(Done::Broadcast(reached))
+        let room = &self.members[from].room;
+        let (here, away): (Vec<_>, Vec<_>) =
+            self.others(from).into_iter().partition(|other| self.is_ours(room, other));
+        here.iter().for_each(|to| self.release(from, to));
+        let reached = here.iter().filter(|to| self.deliver(to, frame.clone()).is_ok()).count();
+        Ok(match self.fly_to_room(now, from, &away, &frame, reached) {
+            Some(number) => Done::Later(number),
+            None => Done::Broadcast(reached),
+        })
     }
 
     /// Puts a frame into the receiver's window.
@@ -733,14 +834,14 @@ impl Hub {
         from: &AgentId,
         to: &AgentId,
         frame: Unnumbered,
-    ) -> Result<Done, Refusal> {
+    ) -> Result<(), Refusal> {
         self.make_room(to, &frame)?;
         let until = now.mono + EARLY;
         self.with_session(to, |session, limits| session.push_early(from, frame, until, limits))
             .map_err(|Full| Refusal::QueueFull)?;
         self.counters.delivered += 1;
         self.set_deadline(now, to);
-        Ok(Done::Delivered)
+        Ok(())
     }
 
     /// Lets go of what is written, the receiver's first, then everybody's, until all together have room.
@@ -763,16 +864,15 @@ impl Hub {
         self.held_bytes + frame.size() <= self.limits.held_bytes
     }
 
-    fn is_introduced(&self, from: &AgentId, to: &AgentId) -> bool {
-        self.members[to].introduced.contains(&self.members[from].serial)
+    fn is_introduced(&self, serial: u64, to: &AgentId) -> bool {
+        self.members[to].introduced.contains(&serial)
     }
 
     /// A description of `from` has gone to `to`: candidates that were early follow it, later ones do not wait.
-    fn introduce(&mut self, from: &AgentId, to: &AgentId) {
-        if self.is_introduced(from, to) {
+    fn introduce(&mut self, from: &AgentId, serial: u64, to: &AgentId) {
+        if self.is_introduced(serial, to) {
             return;
         }
-        let serial = self.members[from].serial;
         let introduced = &mut self.member(to).introduced;
         if introduced.len() >= INTRODUCED {
             introduced.pop_front();
@@ -789,6 +889,10 @@ impl Hub {
 
     /// On a connection, success without an `id` is silent.
     fn answer(&mut self, now: Now, agent: &AgentId, id: Option<FrameId<'_>>, outcome: Result<Done, Refusal>) {
+        if let Ok(Done::Later(number)) = outcome {
+            let (agent, serial) = (agent.clone(), self.members[agent].serial);
+            return self.wait_for(number, Waits::Agent { agent, serial, id: kept(id) });
+        }
         if id.is_some() || !matches!(outcome, Ok(Done::Delivered | Done::Broadcast(_))) {
             let frame = self.respond(id, outcome);
             self.push_aside(now, agent, frame);
@@ -806,7 +910,7 @@ impl Hub {
             Ok(Done::Renewed(expires)) => {
                 ServerFrame::Renewed { id, expires_at: std::time::UNIX_EPOCH + Duration::from_secs(*expires) }
             }
-            Ok(Done::Delivered) => ServerFrame::Delivered { id, count: None },
+            Ok(Done::Delivered | Done::Later(_)) => ServerFrame::Delivered { id, count: None },
             Ok(Done::Broadcast(count)) => ServerFrame::Delivered { id, count: Some(*count) },
         };
         frame.to_bytes()
@@ -843,7 +947,7 @@ impl Hub {
         Ok(())
     }
 
-    /// Continues the agent's session or starts a new one. Gives the welcome.
+    /// Continues the agent's session or starts a new one. Gives the welcome, if it need not wait for other nodes.
     fn enter(
         &mut self,
         now: Now,
@@ -851,24 +955,47 @@ impl Hub {
         hello: &Hello<'_>,
         join: Join<'_>,
         connection: Option<ConnectionId>,
-    ) -> Bytes {
+    ) -> Answered<Option<Bytes>> {
         self.counters.frames_in += 1;
         let resumed = self.resume(now, agent, hello.resume.as_ref(), connection);
         if resumed {
             self.replace_card(now, &agent.id, hello.card);
         } else {
+            let before = self.whereabouts(agent);
             // Beginning anew is no way around the limits.
             let bucket = self.members.get(&agent.id).map_or(Bucket::new(now.mono), |member| member.bucket);
             self.end(now, &agent.id, Some(Farewell::Replaced));
-            self.start(now, agent, hello.card, join.fresh, connection);
+            self.start(now, agent, hello.card, join.fresh.clone(), connection);
             self.member(&agent.id).bucket = bucket;
+            if self.elsewhere.is_some() {
+                self.equip(&agent.id, &join);
+                return match self.arrive(now, agent, hello, &join, before, connection.is_none()) {
+                    Some(request) => Answered::Later(request),
+                    None => Answered::Now(None),
+                };
+            }
+            self.appear(now, &agent.id, false);
         }
-        let member = self.member(&agent.id);
+        self.equip(&agent.id, &join);
+        Answered::Now(Some(self.welcome(&agent.id, resumed, join.id, join.ice)))
+    }
+
+    fn equip(&mut self, agent: &AgentId, join: &Join<'_>) {
+        let member = self.member(agent);
         member.ice_term = join.ice_term;
         if join.ends_with_bye {
             member.correspondents.get_or_insert_default();
         }
-        self.welcome(agent, resumed, join.id, join.ice)
+    }
+
+    /// Where an agent that begins anew was before. What was asked for it in vain is not asked again.
+    fn whereabouts(&mut self, agent: &Agent) -> Before {
+        let Some(member) = self.members.get_mut(&agent.id) else { return Before::Unknown };
+        match &mut member.arriving {
+            None => Before::Here,
+            Some(arriving) if member.room == agent.room => Before::Claimed(arriving.take_claim()),
+            Some(_) => Before::Unknown,
+        }
     }
 
     fn resume(
@@ -880,7 +1007,8 @@ impl Hub {
     ) -> bool {
         let Some(resume) = resume else { return false };
         let Some(member) = self.members.get(&agent.id) else { return false };
-        if member.room != agent.room || member.session.id().as_str() != resume.session {
+        let is_another = member.room != agent.room || member.session.id().as_str() != resume.session;
+        if is_another || member.arriving.is_some() {
             return false;
         }
         if self.with_session(&agent.id, |session, _| session.rewind(resume.after)).is_err() {
@@ -912,6 +1040,9 @@ impl Hub {
             expires: agent.expires,
             session: Session::new(fresh),
             serial: self.last_session,
+            since: now.wall.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64),
+            arriving: None,
+            heard: BTreeMap::new(),
             introduced: VecDeque::new(),
             connection,
             by_request: connection.is_none(),
@@ -923,26 +1054,29 @@ impl Hub {
             bucket: Bucket::new(now.mono),
         };
         self.members.insert(agent.id.clone(), member);
-        let profile = card.and_then(Profile::of);
-        self.rooms.entry(agent.room.clone()).or_default().insert(agent.id.clone(), profile);
+        let gathering = self.rooms.entry(agent.room.clone()).or_default();
+        gathering.own += 1;
+        let is_first = gathering.own == 1;
         self.set_deadline(now, &agent.id);
-        let joined = ServerFrame::AgentJoined(self.listed(&agent.id)).to_bytes();
-        self.tell_room(now, &agent.id, &joined);
+        if is_first {
+            self.ask_about(&agent.room);
+        }
     }
 
     fn welcome(
         &self,
-        agent: &Agent,
+        agent: &AgentId,
         resumed: bool,
         id: Option<FrameId<'_>>,
         ice: Option<&RawValue>,
     ) -> Bytes {
+        let Member { room, session, .. } = &self.members[agent];
         let left = self.limits.max_frame.saturating_sub(WELCOME_FRAME + ice.map_or(0, |ice| ice.get().len()));
-        let everybody = &self.rooms[&agent.room];
+        let everybody = &self.rooms[room].everybody;
         let mut size = 0;
         let agents = everybody
             .keys()
-            .filter(|other| **other != agent.id)
+            .filter(|other| *other != agent)
             .take(self.limits.presence_limit)
             .map(|other| self.listed(other))
             .take_while(|listed| {
@@ -952,9 +1086,9 @@ impl Hub {
             .collect();
         ServerFrame::Welcome(Welcome {
             id,
-            agent: &agent.id,
-            room: &agent.room,
-            session: self.members[&agent.id].session.id(),
+            agent,
+            room,
+            session: session.id(),
             resumed,
             ice,
             agents,
@@ -998,27 +1132,43 @@ impl Hub {
 
     /// Ends the agent's session, if there is one.
     fn end(&mut self, now: Now, agent: &AgentId, farewell: Option<Farewell>) {
-        if !self.members.contains_key(agent) {
-            return;
-        }
+        let Some(member) = self.members.get(agent) else { return };
+        let room = member.room.clone();
+        let was_seen = member.arriving.as_ref().is_none_or(|arriving| arriving.is_of_another_node());
         // When only its token is over, or it begins anew, its connections with others live on.
         if matches!(farewell, None | Some(Farewell::Revoked)) {
             self.say_bye(agent);
         }
-        self.tell_room(now, agent, &ServerFrame::AgentLeft { agent }.to_bytes());
-        let member = self.members.remove(agent).expect("just seen");
-        self.held_bytes -= member.session.held_bytes();
-        self.deadlines.remove(&(member.deadline, agent.clone()));
-        member.keeper.map(|place| self.keepers.remove(&place));
-        if let Some(everybody) = self.rooms.get_mut(&member.room) {
-            everybody.remove(agent);
-            if everybody.is_empty() {
-                self.rooms.remove(&member.room);
-            }
+        if was_seen {
+            self.tell_ours(now, &room, agent, &ServerFrame::AgentLeft { agent }.to_bytes());
+            self.post_gone(&room, agent);
         }
+        let member = self.remove(agent);
         if let (Some(connection), Some(farewell)) = (member.connection, farewell) {
             self.dismiss(connection, farewell);
         }
+    }
+
+    /// Takes the agent and its session out, as if it had never been here.
+    fn remove(&mut self, agent: &AgentId) -> Member {
+        self.unsubscribe(agent);
+        let mut member = self.members.remove(agent).expect("only called for members");
+        self.held_bytes -= member.session.held_bytes();
+        self.deadlines.remove(&(member.deadline, agent.clone()));
+        member.keeper.map(|place| self.keepers.remove(&place));
+        let gathering = self.rooms.get_mut(&member.room).expect("it was there");
+        gathering.own -= 1;
+        match member.arriving.take() {
+            None => _ = gathering.everybody.remove(agent),
+            Some(arriving) => {
+                gathering.arriving -= 1;
+                self.give_up(*arriving);
+            }
+        }
+        if self.rooms[&member.room].own == 0 {
+            self.forget_room(&member.room);
+        }
+        member
     }
 
     fn dismiss(&mut self, connection: ConnectionId, farewell: Farewell) {
@@ -1034,28 +1184,32 @@ impl Hub {
             return;
         }
         member.card = (card.get() != "null").then(|| Arc::from(card.to_owned()));
-        let room = member.room.clone();
-        self.rooms.get_mut(&room).expect("its room is there").insert(agent.clone(), Profile::of(card));
-        let updated = ServerFrame::AgentUpdated(self.listed(agent)).to_bytes();
-        self.tell_room(now, agent, &updated);
-    }
-
-    /// Presence, to all others of the agent's room unless there are too many.
-    fn tell_room(&mut self, now: Now, agent: &AgentId, news: &Bytes) {
-        if self.is_crowded(&self.members[agent].room) {
+        if member.arriving.is_some() {
             return;
         }
-        for other in self.others(agent) {
-            self.push_aside(now, &other, news.clone());
-        }
+        let room = member.room.clone();
+        let gathering = self.rooms.get_mut(&room).expect("its room is there");
+        gathering.everybody.insert(agent.clone(), Profile::of(card));
+        let updated = ServerFrame::AgentUpdated(self.listed(agent)).to_bytes();
+        self.tell_ours(now, &room, agent, &updated);
+        self.post_changed(agent);
+    }
+
+    /// Presence of an agent, to all others of the room who are ours and have arrived, unless there are too many.
+    fn tell_ours(&mut self, now: Now, room: &Room, agent: &AgentId, news: &Bytes) {
+        let Some(gathering) = self.rooms.get(room).filter(|_| !self.is_crowded(room)) else { return };
+        let others = gathering.everybody.keys().filter(|other| *other != agent);
+        let ours: Vec<AgentId> = others.filter(|other| self.is_ours(room, other)).cloned().collect();
+        ours.iter().for_each(|other| self.push_aside(now, other, news.clone()));
     }
 
     fn set_deadline(&mut self, now: Now, agent: &AgentId) {
         let member = self.members.get_mut(agent).expect("only members have deadlines");
         let left = Duration::from_secs(member.expires.saturating_sub(now.unix())).min(LONGEST_WAIT);
         let expiry = now.mono + left;
-        let deadline =
-            [Some(expiry), member.gone_at, member.session.next_release()].into_iter().flatten().min();
+        let arrival = member.arriving.as_ref().map(|arriving| arriving.until);
+        let deadline = [Some(expiry), member.gone_at, member.session.next_release(), arrival];
+        let deadline = deadline.into_iter().flatten().min();
         let deadline = deadline.expect("a token always ends");
         self.deadlines.remove(&(member.deadline, agent.clone()));
         member.deadline = deadline;
@@ -1079,16 +1233,21 @@ impl Hub {
     }
 
     fn listed<'a>(&'a self, agent: &'a AgentId) -> Listed<'a> {
-        Listed { agent, card: self.members[agent].card.as_deref() }
+        Listed { agent, card: self.card_of(agent).map(|card| &**card) }
+    }
+
+    /// Whether an agent is in the room at this node: one that is seen there may be at another, and here in another room.
+    fn is_ours(&self, room: &Room, agent: &AgentId) -> bool {
+        self.members.get(agent).is_some_and(|member| member.room == *room)
     }
 
     fn others(&self, agent: &AgentId) -> Vec<AgentId> {
-        let everybody = &self.rooms[&self.members[agent].room];
+        let everybody = &self.rooms[&self.members[agent].room].everybody;
         everybody.keys().filter(|other| *other != agent).cloned().collect()
     }
 
     fn is_crowded(&self, room: &Room) -> bool {
-        self.rooms.get(room).is_some_and(|everybody| everybody.len() > self.limits.presence_limit)
+        self.rooms.get(room).is_some_and(|room| room.everybody.len() > self.limits.presence_limit)
     }
 
     /// Lost on an agent whose connection broke: it learns the present state when it resumes.
@@ -1276,7 +1435,7 @@ mod tests {
                 self.now(),
                 &agent,
                 &hello,
-                Join { id: None, ice: None, ice_term: None, fresh, ends_with_bye: false },
+                Join { id: None, ice: None, ice_term: None, fresh, ends_with_bye: false, takes_any: false },
                 0,
             ) {
                 Ok(connection) => {
@@ -2016,10 +2175,11 @@ mod tests {
     fn assert_consistent(hub: &Hub) {
         assert_eq!(hub.deadlines.len(), hub.members.len());
         let mut in_rooms = 0;
-        for (room, everybody) in &hub.rooms {
-            assert!(!everybody.is_empty());
-            assert!(everybody.keys().all(|agent| hub.members[agent].room == *room));
-            in_rooms += everybody.len();
+        for (room, gathering) in &hub.rooms {
+            assert!(gathering.own > 0);
+            assert!(gathering.everybody.keys().all(|agent| hub.members[agent].room == *room));
+            assert_eq!(gathering.own, gathering.everybody.len());
+            in_rooms += gathering.own;
         }
         assert_eq!(in_rooms, hub.members.len());
         for (agent, member) in &hub.members {

@@ -94,6 +94,17 @@ impl Bucket {
         }
     }
 
+    /// How long until it is full.
+    #[must_use]
+    pub fn owes(&self, now: Instant) -> Duration {
+        self.full_at.saturating_duration_since(now)
+    }
+
+    /// It is full that much later.
+    pub fn owe(&mut self, now: Instant, owed: Duration) {
+        self.full_at = self.full_at.max(now) + owed;
+    }
+
     /// Whether forgetting this bucket changes nothing.
     #[must_use]
     pub fn is_full(&self, now: Instant) -> bool {

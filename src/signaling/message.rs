@@ -83,7 +83,7 @@ pub struct Find<'a> {
 }
 
 /// Which session to continue, and from where.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Resume {
     pub session: String,
     /// The last number that arrived.
@@ -91,7 +91,8 @@ pub struct Resume {
 }
 
 /// What is passed on between agents.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Kind {
     Offer,
     Answer,
@@ -343,7 +344,7 @@ fn card(value: Option<&RawValue>) -> Result<Option<&RawValue>, Refusal> {
 }
 
 /// A session's name: unguessable, and useless without its agent's token.
-#[derive(Clone, PartialEq, Eq, Serialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionId(String);
 
 impl SessionId {
@@ -407,6 +408,10 @@ pub enum ServerFrame<'a> {
     Replaced,
     Ended {
         code: &'static str,
+    },
+    /// For a client of PeerJS alone: what it said did not reach that agent.
+    Expired {
+        agent: &'a str,
     },
 }
 
@@ -520,9 +525,21 @@ impl Unnumbered {
         Self { kind, rest: rest.into() }
     }
 
+    /// One that another node has made: its kind, and what follows the number.
+    #[must_use]
+    pub fn of_parts(kind: Kind, rest: &[u8]) -> Self {
+        Self { kind, rest: Bytes::copy_from_slice(rest) }
+    }
+
     #[must_use]
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// What follows the number.
+    #[must_use]
+    pub fn rest(&self) -> &Bytes {
+        &self.rest
     }
 
     /// What it takes in a window.

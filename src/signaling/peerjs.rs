@@ -145,6 +145,7 @@ pub fn translate(frame: &[u8], own: &AgentId) -> Translated {
     let (kind, payload) = match (kind, payload, agent) {
         ("welcome", ..) => return Translated::Text(said("OPEN", None)),
         ("agentJoined", _, Some(agent)) => return Translated::Joined(agent.to_owned()),
+        ("expired", _, Some(agent)) => return Translated::Text(expire(agent, own)),
         ("bye", ..) => ("LEAVE", None),
         ("message", Some(payload), _) => match serde_json::from_str(payload.get()) {
             Ok(Body { kind: kind @ ("OFFER" | "ANSWER" | "CANDIDATE" | "LEAVE"), payload }) => {

@@ -3,13 +3,17 @@
 //! A session outlives its connection. What is written stays for replay as long as there is room; only what is not
 //! written yet fills the window.
 
-use std::{collections::VecDeque, time::Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 
 use super::{
     limits::{Limits, MAX_ASIDES},
     message::{Frame, Kind, SessionId, Unnumbered},
+    nodes::{Carried, CarriedEarly, Handed},
 };
 use crate::credentials::token::AgentId;
 
@@ -261,6 +265,63 @@ impl Session {
             self.waiting.push_front(Waiting::Numbered(numbered));
         }
         Ok(())
+    }
+
+    /// What another node needs to go on with this session, once it is [rewound](Self::rewind): its frames in order, and what is
+    /// early.
+    pub(super) fn carry(&self, now: Instant) -> (Vec<Carried>, Vec<CarriedEarly>) {
+        let text = |frame: &Unnumbered| String::from_utf8_lossy(frame.rest()).into_owned();
+        let frames = self.waiting.iter().filter_map(|waiting| match waiting {
+            Waiting::Numbered(Numbered { seq, frame }) => {
+                Some(Carried { seq: *seq, kind: frame.kind(), rest: text(frame) })
+            }
+            Waiting::Aside(_) => None,
+        });
+        let early = self.early.iter().map(|Early { from, frame, until }| CarriedEarly {
+            from: from.clone(),
+            kind: frame.kind(),
+            rest: text(frame),
+            millis: until.saturating_duration_since(now).as_millis() as u64,
+        });
+        (frames.collect(), early.collect())
+    }
+
+    /// Becomes a session of another node; what has come here meanwhile follows what it brought.
+    pub(super) fn go_on_with(&mut self, now: Instant, handed: &Handed, frames: Vec<Carried>) {
+        let mut carried = Self::new(handed.session.clone());
+        carried.written_up_to = handed.after;
+        carried.let_go = handed.after;
+        for Carried { seq, kind, rest } in frames {
+            carried.last_seq = seq - 1;
+            carried.number(Unnumbered::of_parts(kind, rest.as_bytes()));
+        }
+        carried.last_seq = handed.last_seq;
+        for CarriedEarly { from, kind, rest, millis } in &handed.early {
+            let frame = Unnumbered::of_parts(*kind, rest.as_bytes());
+            carried.early_bytes += frame.size();
+            let until = now + Duration::from_millis(*millis);
+            carried.early.push(Early { from: from.clone(), frame, until });
+        }
+        let came = std::mem::replace(self, carried);
+        for waiting in came.waiting {
+            match waiting {
+                Waiting::Numbered(Numbered { frame, .. }) => self.number(frame),
+                Waiting::Aside(frame) => {
+                    self.asides += 1;
+                    self.aside_bytes += frame.len();
+                    self.waiting.push_back(Waiting::Aside(frame));
+                }
+            }
+        }
+        for early in came.early {
+            self.early_bytes += early.frame.size();
+            self.early.push(early);
+        }
+    }
+
+    /// The last number that was given.
+    pub(super) fn last_seq(&self) -> u64 {
+        self.last_seq
     }
 
     /// Forgets what only the connection that just ended could use, and gives its memory back.

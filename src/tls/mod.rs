@@ -138,6 +138,13 @@ impl fmt::Display for CertificateError {
     }
 }
 
+/// Whether there is a certificate in it, and nothing that only looks like one.
+#[must_use]
+pub fn has_certificates(pem: &[u8]) -> bool {
+    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    read.is_ok_and(|certificates| !certificates.is_empty())
+}
+
 fn in_cert(_: pem::Error) -> CertificateError {
     CertificateError::MalformedCertificate
 }

@@ -1,12 +1,14 @@
 //! An HTTPS front on loopback, and clients that verify its certificate.
 
 use std::{
+    iter,
     net::SocketAddr,
     path::Path,
     sync::{Arc, OnceLock, atomic::AtomicBool},
     time::Duration,
 };
 
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use futures_util::{SinkExt, StreamExt};
 use halfway::{
     clock,
@@ -22,7 +24,7 @@ use halfway::{
     http::{self, Entrance, Front, Operator, Patience, Terms, ice::IceOffer, websocket::exchange::Exchange},
     relay::Relay,
     revoking::Revoking,
-    signaling::limits::Limits,
+    signaling::{self, limits::Limits},
     tls::{self, Certificate, certificates::Certificates},
 };
 use http_body_util::{BodyExt, Full};
@@ -42,7 +44,13 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_websockets::{ClientBuilder, Message, WebSocketStream, upgrade};
 
-use super::loopback;
+use super::{
+    loopback,
+    nodes::{
+        self,
+        engine::{Among, Engine, NODES},
+    },
+};
 
 pub const SECRET: &str = "the TURN secret of the tests";
 /// Of agents' tokens.
@@ -64,6 +72,9 @@ pub struct Host {
     pub served: JoinHandle<()>,
     admin_served: JoinHandle<()>,
     trust: Arc<ClientConfig>,
+    /// Where the tests run among nodes: the others, and the engine.
+    others: Vec<Self>,
+    _among: Option<Among>,
 }
 
 impl Host {
@@ -101,12 +112,26 @@ async fn host_of(toml: &str, handshake: Duration, change: impl FnOnce(&mut Patie
     let config = config(toml);
     let (mut patience, mut limits) = (Patience::default(), config.signaling.limits());
     change(&mut patience, &mut limits);
+    let mut host = one(&config, handshake, patience, limits.clone()).await;
+    if nodes::is_wanted() {
+        let engine = Engine::start();
+        for _ in 1..NODES {
+            host.others.push(one(&config, handshake, patience, limits.clone()).await);
+        }
+        let fronts: Vec<_> =
+            iter::once(&host).chain(&host.others).map(|host| Arc::clone(&host.front)).collect();
+        host._among = Some(Among::join(engine, fronts).await);
+    }
+    host
+}
+
+async fn one(config: &Config, handshake: Duration, patience: Patience, limits: Limits) -> Host {
     let ready = Arc::new(AtomicBool::new(true));
     // Nobody is revoked here: nothing is written.
     let nowhere = DataDir::new(Path::new("/nonexistent"));
     let revoking = Revoking::new(Revocations::default(), nowhere, |_| {});
-    let front = Front::with_patience(terms(&config, KEY), limits, revoking, Arc::clone(&ready), patience);
-    serve(&config, handshake, front, ready).await
+    let front = Front::with_patience(terms(config, KEY), limits, revoking, Arc::clone(&ready), patience);
+    serve(config, handshake, front, ready).await
 }
 
 fn terms(config: &Config, token_key: &[u8]) -> Terms {
@@ -160,6 +185,8 @@ async fn serve(config: &Config, handshake: Duration, front: Arc<Front>, ready: A
         ready,
         stop,
         trust: trust(&cert),
+        others: Vec::new(),
+        _among: None,
     }
 }
 
@@ -237,6 +264,31 @@ impl Answer {
 }
 
 impl Host {
+    /// What all nodes count together, of what the tests look at.
+    pub fn signaling(&self) -> signaling::hub::Counters {
+        let mut sum = self.front.counters().signaling;
+        for other in self.others.iter().map(|other| other.front.counters().signaling) {
+            sum.connections += other.connections;
+            sum.agents += other.agents;
+            sum.frames_in += other.frames_in;
+            sum.delivered += other.delivered;
+        }
+        sum
+    }
+
+    /// The node that an agent with this token goes to: any two agents of a test to different ones.
+    pub fn at(&self, token: &str) -> &Self {
+        let claims = token.split('.').nth(1).and_then(|claims| BASE64_URL_SAFE_NO_PAD.decode(claims).ok());
+        let claims: Value =
+            claims.and_then(|claims| serde_json::from_slice(&claims).ok()).unwrap_or_default();
+        let place = match claims["sub"].as_str().unwrap_or_default() {
+            "bob" => 1,
+            "carol" => 2,
+            _ => 0,
+        };
+        if place == 0 { self } else { self.others.get(place - 1).unwrap_or(self) }
+    }
+
     pub async fn tls(&self) -> TlsStream<TcpStream> {
         self.secure(TcpStream::connect(self.public).await.unwrap()).await.unwrap()
     }
@@ -263,7 +315,9 @@ impl Host {
     }
 
     pub async fn send(&self, request: Request<Full<Bytes>>) -> Answer {
-        timeout(PATIENCE, exchange(TokioIo::new(self.tls().await), request)).await.unwrap()
+        let bearer = request.headers().get(header::AUTHORIZATION).map_or("", |value| value.to_str().unwrap());
+        let node = self.at(bearer.strip_prefix("Bearer ").unwrap_or_default());
+        timeout(PATIENCE, exchange(TokioIo::new(node.tls().await), request)).await.unwrap()
     }
 
     pub async fn get_admin(&self, path: &str) -> Answer {
@@ -380,7 +434,7 @@ impl Host {
         for (member, value) in more.as_object().into_iter().flatten() {
             hello[member] = value.clone();
         }
-        let mut client = self.knock(&headers).await.unwrap();
+        let mut client = self.at(token).knock(&headers).await.unwrap();
         client.say(hello).await;
         let welcome = client.hear().await;
         assert_eq!(welcome["type"], "welcome", "{welcome}");
@@ -391,7 +445,8 @@ impl Host {
     pub async fn join_with_small_buffer(&self, token: &str) -> Client {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4096).unwrap();
-        let stream = self.secure(socket.connect(self.public).await.unwrap()).await.unwrap();
+        let node = self.at(token);
+        let stream = node.secure(socket.connect(node.public).await.unwrap()).await.unwrap();
         let mut client = self.knock_on(stream, &[]).await.unwrap();
         client.say(json!({"type": "hello", "token": token})).await;
         assert_eq!(client.hear().await["type"], "welcome");

@@ -11,6 +11,7 @@ mod hostile;
 mod http;
 mod layers;
 mod loopback;
+mod nodes;
 mod peerjs;
 mod promise;
 mod relay;

@@ -179,7 +179,7 @@ async fn a_newer_connection_takes_over_and_hears_what_the_older_one_did_not() {
     assert_eq!(again.hear().await, heard_offer("alice", "bob", 1));
     // Its connection breaks, and what is said meanwhile waits for the next one; what it has had does not come again.
     drop(again);
-    host.until(|host| host.front.counters().signaling.connections == 1).await;
+    host.until(|host| host.signaling().connections == 1).await;
     alice.say(offer("bob", 2)).await;
     let mut back = open(&host, "bob").await;
     assert_eq!(back.hear().await, heard_offer("alice", "bob", 2));
@@ -207,7 +207,7 @@ async fn who_leaves_is_missed_by_its_correspondents_unless_its_connections_stay(
     assert_eq!(alice.hear().await, heard_offer("bob", "alice", 2));
     bob.say_raw(Message::close(None, "")).await;
     while !matches!(bob.hear_anything().await, Heard::Close(..) | Heard::End) {}
-    host.until(|host| host.front.counters().signaling.agents == 2).await;
+    host.until(|host| host.signaling().agents == 2).await;
     carl.say(offer("alice", 3)).await;
     assert_eq!(alice.hear().await, heard_offer("carl", "alice", 3), "and nothing of bob before");
 }

@@ -50,7 +50,7 @@ impl<'a> Asker<'a> {
     }
 
     async fn stream(&self, after: u64) -> Events {
-        let stream = self.host.tls().await;
+        let stream = self.host.at(&self.token).tls().await;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
@@ -161,7 +161,7 @@ async fn a_poll_waits_for_what_comes() {
     let (alice, _) = Asker::join(&host, "alice").await;
     let (mut bob, _) = host.join(&token("bob"), json!({})).await;
     assert_eq!(alice.poll(0).await[0]["type"], "agentJoined", "presence waits between requests");
-    let connections = || host.front.counters().signaling.connections;
+    let connections = || host.signaling().connections;
     let waiting = async {
         tokio::join!(alice.poll(0), async {
             host.until(|_| connections() == 2).await;

@@ -169,7 +169,7 @@ async fn a_dropped_connection_is_resumed() {
         assert_eq!(alice.hear().await["seq"], payload);
     }
     drop(alice);
-    host.until(|host| host.front.counters().signaling.connections == 1).await;
+    host.until(|host| host.signaling().connections == 1).await;
     assert_eq!(bob.ask(json!({"type": "message", "to": "alice", "payload": 3})).await["type"], "delivered");
     let resume = json!({"session": welcome["session"], "after": 1});
     let (mut alice, again) = host.join(&token("alice"), json!({"resume": resume})).await;
@@ -241,7 +241,7 @@ async fn bad_tokens_get_no_further() {
     let good = token("a");
     refused_in_band(host.knock(&[]).await.unwrap(), json!({"type": "ping", "token": good}), "badFrame", 1008)
         .await;
-    let counters = host.front.counters().signaling;
+    let counters = host.signaling();
     assert_eq!((counters.agents, counters.connections, counters.errors.iter().sum::<u64>()), (0, 0, 8));
 }
 
@@ -317,7 +317,7 @@ async fn a_slow_reader_is_closed_and_delays_nobody() {
         assert_eq!(answer["type"], "delivered");
         delivered += 1;
     }
-    host.until(|host| host.front.counters().signaling.connections == 1).await;
+    host.until(|host| host.signaling().connections == 1).await;
     let mut read = 0;
     let end = loop {
         match alice.hear_anything().await {
@@ -337,9 +337,9 @@ async fn silent_connections_are_given_up() {
     let (mut alice, _) = host.join(&token("alice"), json!({})).await;
     assert!(matches!(alice.hear_anything().await, Heard::Ping));
     // Reading answered it. From now on nobody reads.
-    host.until(|host| host.front.counters().signaling.connections == 0).await;
+    host.until(|host| host.signaling().connections == 0).await;
     assert_eq!(alice.hear_close().await, 4003);
-    assert_eq!(host.front.counters().signaling.agents, 1, "its session waits");
+    assert_eq!(host.signaling().agents, 1, "its session waits");
 }
 
 #[tokio::test]

@@ -407,6 +407,7 @@ fn sit_down(
         ice_term,
         fresh: session_id()?,
         ends_with_bye: false,
+        takes_any: false,
     };
     let seat = visit.front.switchboard.join(now, &agent, hello, join, desk.mailbox, desk.index)?;
     let heartbeat = seat.tell(|hub, _| hub.heartbeat());

@@ -39,7 +39,8 @@ pub(super) fn sit_down(visit: &Visit, desk: &Desk<'_>, agent: &Agent) -> Result<
     let switchboard = &visit.front.switchboard;
     let resume = switchboard.tell(|hub, _| hub.continuation(agent));
     let hello = Hello { resume, ..Hello::default() };
-    let join = Join { id: None, ice: None, ice_term: None, fresh: session_id()?, ends_with_bye: true };
+    let fresh = session_id()?;
+    let join = Join { id: None, ice: None, ice_term: None, fresh, ends_with_bye: true, takes_any: true };
     switchboard.join(desk.now, agent, &hello, join, desk.mailbox, desk.index)
 }
 
@@ -97,8 +98,10 @@ impl Peer {
     fn pass(&self, now: Now, seat: &Seat, told: &Told<'_>) -> Option<String> {
         let body = Some(&*told.body);
         let frame = ClientFrame::Routed { kind: Kind::Message, to: Some(told.to.as_ref().into()), body };
-        let passed =
-            seat.tell(|hub, _| hub.forward(now, &self.agent.id, &Incoming { id: None, from: None, frame }));
+        let incoming = Incoming { id: None, from: None, frame };
+        // What it does not wait for, it does not want to hear of either.
+        let to = told.waits.then_some(&*told.to);
+        let passed = seat.tell(|hub, _| hub.forward(now, &self.agent.id, &incoming, to));
         passed.err().filter(|_| told.waits).map(|_| expire(&told.to, &self.agent.id))
     }
 

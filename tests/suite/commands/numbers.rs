@@ -16,11 +16,17 @@ const SECRET: &str = "sixteen bytes and more";
 const CONFIG: &str = "[credentials]\nsecrets = ['sixteen bytes and more']\n[turn]\nallow_peers = ['127.0.0.0/8']\n\
      [signaling]\nmessages_per_second = 0\n";
 /// These have nothing to do in a test of seconds: what moves them is elsewhere.
-const ELSEWHERE: [(&str, &str); 6] = [
+const ELSEWHERE: [(&str, &str); 12] = [
     ("halfway_xdp_interfaces", "tests/lab/xdp.py"),
     ("halfway_xdp_channels", "tests/lab/xdp.py"),
     ("halfway_xdp_relayed_packets_total", "tests/lab/xdp.py"),
     ("halfway_xdp_passed_packets_total", "tests/lab/xdp.py, and tests/xdp"),
+    ("halfway_cluster_up", "tests/lab/cluster.py"),
+    ("halfway_cluster_nodes", "tests/lab/cluster.py"),
+    ("halfway_cluster_agents", "tests/lab/cluster.py"),
+    ("halfway_cluster_frames_total", "tests/lab/cluster.py"),
+    ("halfway_cluster_unanswered_total", "tests/lab/cluster.py"),
+    ("halfway_cluster_sessions_total", "tests/lab/cluster.py"),
     ("halfway_clients_handed_over", "suite::commands::upgrade"),
     // Loopback takes all at once.
     ("halfway_relay_stream_waiting_bytes", "the unit test of the page"),

@@ -184,7 +184,8 @@ impl World {
             .map(|(session, after)| Resume { session: self.sessions[session].clone(), after: after as u64 });
         let hello = Hello { token: None, card: card.as_deref(), resume };
         let fresh = SessionId::from_random((self.sessions.len() as u128).to_be_bytes());
-        let join = Join { id: None, ice: None, ice_term: None, fresh, ends_with_bye: false };
+        let join =
+            Join { id: None, ice: None, ice_term: None, fresh, ends_with_bye: false, takes_any: false };
         let connection = self.hub.join(self.now(), agent, &hello, join, 0).expect("there is room for all");
         match self.hub.next_outgoing(connection) {
             Some(Outgoing::Frame(welcome)) => (connection, welcome.to_bytes()),
