@@ -27,7 +27,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// Where agents connect, and how they prove who they are.
 pub(super) struct Target {
-    pub(super) url: Uri,
+    /// Agents take turns among them.
+    pub(super) urls: Vec<Uri>,
     pub(super) tls: Arc<rustls::ClientConfig>,
     pub(super) speech: Speech,
 }
@@ -55,8 +56,9 @@ impl Target {
         room: &str,
         resume: Option<(&str, u64)>,
     ) -> Result<Agent, String> {
-        let stream = self.stream().await?;
-        let uri = self.address(name, room)?;
+        let url = self.url_of(name);
+        let stream = self.stream(url).await?;
+        let uri = self.address(url, name, room)?;
         let mut upgrade = ClientBuilder::from_uri(uri);
         if let Speech::Halfway(keys) = &self.speech {
             let token = HeaderValue::try_from(format!("Bearer {}", token(keys, name, room)?))
@@ -75,10 +77,16 @@ impl Target {
         Ok(agent)
     }
 
-    async fn stream(&self) -> Result<Box<dyn Stream>, String> {
-        let host = self.url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-        let secure = matches!(self.url.scheme_str(), Some("https" | "wss"));
-        let port = self.url.port_u16().unwrap_or(if secure { 443 } else { 80 });
+    /// For one agent always the same.
+    fn url_of(&self, name: &str) -> &Uri {
+        let number = name.rsplit('-').next().and_then(|number| number.parse().ok()).unwrap_or(0_usize);
+        &self.urls[number % self.urls.len()]
+    }
+
+    async fn stream(&self, url: &Uri) -> Result<Box<dyn Stream>, String> {
+        let host = url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let secure = is_secure(url);
+        let port = url.port_u16().unwrap_or(if secure { 443 } else { 80 });
         let stream =
             TcpStream::connect((&*host, port)).await.map_err(|error| format!("cannot connect: {error}"))?;
         stream.set_nodelay(true).map_err(|error| error.to_string())?;
@@ -90,13 +98,13 @@ impl Target {
         Ok(Box::new(stream.map_err(|error| format!("no TLS: {error}"))?))
     }
 
-    fn address(&self, name: &str, room: &str) -> Result<Uri, String> {
+    fn address(&self, url: &Uri, name: &str, room: &str) -> Result<Uri, String> {
         let path = match self.speech {
             Speech::Halfway(_) => "/v1/ws".to_owned(),
             Speech::PeerJs => format!("/peerjs?key=peerjs&id={name}&token={name}&version=1.5.4"),
             Speech::Matchbox => format!("/{room}"),
         };
-        let authority = self.url.authority().map_or("localhost", |authority| authority.as_str());
+        let authority = url.authority().map_or("localhost", |authority| authority.as_str());
         format!("ws://{authority}{path}").parse().map_err(|error| format!("{error}"))
     }
 
@@ -113,6 +121,10 @@ impl Target {
         }
         .to_string()
     }
+}
+
+pub(super) fn is_secure(url: &Uri) -> bool {
+    matches!(url.scheme_str(), Some("https" | "wss"))
 }
 
 fn token(keys: &TokenKeys, name: &str, room: &str) -> Result<String, String> {

@@ -12,7 +12,7 @@ use tokio::{sync::Semaphore, task::JoinSet, time::sleep};
 
 use super::{
     Report, Server,
-    agent::{Agent, Speech, Target},
+    agent::{Agent, Speech, Target, is_secure},
     client_of, now, percentile, progress, seconds, trust,
 };
 use crate::credentials::token::TokenKeys;
@@ -39,6 +39,8 @@ pub enum Run {
     Find,
     /// All connections break, and all agents come back to their sessions
     Storm,
+    /// The server goes and comes again, by whoever measures, and all agents come back; for that is waited for ever
+    Restart,
 }
 
 /// Whose server it is.
@@ -53,7 +55,8 @@ pub enum Protocol {
 /// The load.
 #[derive(Clone, Debug)]
 pub struct Load {
-    pub url: Uri,
+    /// Nodes of a cluster, at which agents take turns; or one.
+    pub urls: Vec<Uri>,
     pub runs: Vec<Run>,
     pub protocol: Protocol,
     pub agents: usize,
@@ -85,6 +88,7 @@ pub fn run(load: &Load) -> Result<Report, String> {
                 Run::Room => room(load, &target, &mut report).await?,
                 Run::Find => find(load, &target, &mut report).await?,
                 Run::Storm => storm(load, &target, &mut report).await?,
+                Run::Restart => restart(load, &target, &mut report).await?,
             }
             progress("");
         }
@@ -93,15 +97,15 @@ pub fn run(load: &Load) -> Result<Report, String> {
 }
 
 fn target(load: &Load) -> Result<Target, String> {
-    let secure = matches!(load.url.scheme_str(), Some("https" | "wss"));
-    let tls = if secure { trust(&load.ca) } else { client_of(RootCertStore::empty()) }?;
+    let tls =
+        if load.urls.iter().any(is_secure) { trust(&load.ca) } else { client_of(RootCertStore::empty()) }?;
     let speech = match (load.protocol, &load.keys) {
         (Protocol::Halfway, Some(keys)) => Speech::Halfway(Box::new(keys.clone())),
         (Protocol::Halfway, None) => return Err("no key to sign tokens with".to_owned()),
         (Protocol::PeerJs, _) => Speech::PeerJs,
         (Protocol::Matchbox, _) => Speech::Matchbox,
     };
-    Ok(Target { url: load.url.clone(), tls, speech })
+    Ok(Target { urls: load.urls.clone(), tls, speech })
 }
 
 /// Connects the agents, in rooms of so many. Each is called `bench-N`.
@@ -442,6 +446,45 @@ async fn storm(load: &Load, target: &Arc<Target>, report: &mut Report) -> Result
     );
     report.add("storm", "p50Ms", "back after, p50", percentile(&mut times, 50), "ms");
     report.add("storm", "allMs", "all back after", percentile(&mut times, 100), "ms");
+    Ok(())
+}
+
+async fn restart(load: &Load, target: &Arc<Target>, report: &mut Report) -> Result<(), String> {
+    let agents = gather(target, load.agents, STORM_ROOM).await?;
+    // On a line of its own, for whoever waits for it.
+    eprintln!("restart: all are here");
+    let places = Arc::new(Semaphore::new(CONNECTING));
+    let mut returning: JoinSet<Instant> = agents
+        .into_iter()
+        .enumerate()
+        .map(|(number, mut agent)| {
+            let (target, places) = (Arc::clone(target), Arc::clone(&places));
+            async move {
+                while agent.hear().await.is_ok() {}
+                loop {
+                    let place = places.acquire().await;
+                    let joined = target.join(&name(number), &room_of(number, STORM_ROOM), None).await;
+                    drop(place);
+                    if let Ok(mut agent) = joined {
+                        let back = now();
+                        tokio::spawn(async move { while agent.hear().await.is_ok() {} });
+                        return back;
+                    }
+                    sleep(Duration::from_millis(100)).await;
+                }
+            }
+        })
+        .collect();
+    let mut back = Vec::new();
+    while let Some(returned) = returning.join_next().await {
+        back.push(returned.map_err(|error| error.to_string())?);
+        progress(&format!("restart: {} are back", back.len()));
+    }
+    let first = back.iter().min().copied().unwrap_or_else(now);
+    let mut times: Vec<u32> = back.iter().map(|back| (*back - first).as_millis() as u32).collect();
+    report.add("restart", "agents", "agents that came back", times.len() as f64, "");
+    report.add("restart", "p50Ms", "back after the first, p50", percentile(&mut times, 50), "ms");
+    report.add("restart", "allMs", "all back after the first", percentile(&mut times, 100), "ms");
     Ok(())
 }
 

@@ -33,9 +33,9 @@ enum What {
 
 #[derive(Args)]
 struct SignalOptions {
-    /// The server
-    #[arg(default_value = "https://127.0.0.1:8443")]
-    url: Uri,
+    /// The server, or the nodes of a cluster: the two of a pair are then at different ones
+    #[arg(value_name = "URL", default_value = "https://127.0.0.1:8443")]
+    urls: Vec<Uri>,
     /// What to measure (repeatable) [default: all that the server's protocol has]
     #[arg(long, value_name = "RUN", value_delimiter = ',')]
     run: Vec<Run>,
@@ -179,11 +179,13 @@ fn signal(options: &SignalOptions, config: &Config) -> Result<(), Failure> {
     } else {
         &[Run::Idle, Run::Pairs]
     };
-    if let Some(run) = options.run.iter().find(|run| !all.contains(run)) {
+    // Only for who stops and starts the server meanwhile.
+    let may = |run: &Run| all.contains(run) || (is_ours && *run == Run::Restart);
+    if let Some(run) = options.run.iter().find(|run| !may(run)) {
         return Err(Failure::Usage(format!("--run {run:?}: the server's protocol has no such thing")));
     }
     let load = Load {
-        url: options.url.clone(),
+        urls: options.urls.clone(),
         runs: if options.run.is_empty() { all.to_vec() } else { options.run.clone() },
         protocol: options.protocol,
         agents: options.agents,

@@ -957,6 +957,7 @@ impl Hub {
         connection: Option<ConnectionId>,
     ) -> Answered<Option<Bytes>> {
         self.counters.frames_in += 1;
+        self.settle_if_moved(now, agent, hello.resume.as_ref());
         let resumed = self.resume(now, agent, hello.resume.as_ref(), connection);
         if resumed {
             self.replace_card(now, &agent.id, hello.card);
@@ -1162,7 +1163,7 @@ impl Hub {
             None => _ = gathering.everybody.remove(agent),
             Some(arriving) => {
                 gathering.arriving -= 1;
-                self.give_up(*arriving);
+                self.give_up(&member.room, agent, *arriving);
             }
         }
         if self.rooms[&member.room].own == 0 {

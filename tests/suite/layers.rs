@@ -30,13 +30,14 @@ const FORBIDDEN_IN_CORE: [&str; 20] = [
     "crate::config",
 ];
 /// What else each may not name: signaling knows nothing of TURN, nor TURN of signaling; credentials know neither.
-const FORBIDDEN_BETWEEN: [(&str, &[&str]); 9] = [
+const FORBIDDEN_BETWEEN: [(&str, &[&str]); 10] = [
     ("udp", &["crate::turn", "crate::relay", "crate::door", "crate::http", "crate::signaling", "tokio"]),
     ("turn", &["crate::signaling"]),
     ("signaling", &["crate::turn"]),
     ("credentials", &["crate::signaling", "crate::turn"]),
     ("relay", &["crate::http", "crate::signaling", "crate::app", "crate::config", "hyper"]),
-    ("http", &["crate::relay", "crate::turn", "crate::app"]),
+    ("http", &["crate::relay", "crate::turn", "crate::cluster", "crate::app", "async_nats"]),
+    ("cluster", &["crate::relay", "crate::turn", "crate::door", "crate::app", "hyper"]),
     ("acme", &["crate::relay", "crate::turn", "crate::http", "crate::signaling", "crate::app"]),
     (
         "doctor",

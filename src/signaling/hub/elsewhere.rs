@@ -22,7 +22,7 @@ use crate::{
     },
     signaling::{
         limits::MAX_CARD,
-        message::{FrameId, Hello, Kind, ServerFrame, Unnumbered},
+        message::{FrameId, Hello, Kind, Resume, ServerFrame, Unnumbered},
         nodes::{
             Carried, Ear, Errand, Handed, Held, Listed, MAX_LIST, Neighbour, NodeId, Outcome, Wants, Word,
         },
@@ -40,6 +40,9 @@ const ANSWER: Duration = Duration::from_secs(2);
 
 /// How long an agent that comes waits for what other nodes have of it and of its room.
 const ARRIVAL: Duration = Duration::from_secs(1);
+
+/// An agent that is missing from a list may be on its way to a third node, which has not said so yet: so long.
+const DOUBT: Duration = Duration::from_secs(1);
 
 /// Frames on their way to other nodes, and their bytes.
 const MAX_FLYING: usize = 65_536;
@@ -72,6 +75,10 @@ pub(super) struct Elsewhere {
     flights: Flights,
     claims: HashMap<u64, AgentId>,
     last_list: u64,
+    /// The last that each node has shown.
+    lists: BTreeMap<NodeId, u64>,
+    /// Lists by which agents may be gone, and when they are; they all have the same time.
+    doubts: VecDeque<(Instant, NodeId, Room, u64)>,
     errands: VecDeque<Errand>,
     /// They go together.
     answers: BTreeMap<NodeId, Vec<(u64, Outcome)>>,
@@ -190,6 +197,17 @@ pub(super) struct Arriving {
     stash_bytes: usize,
     /// Nodes that say that they have it.
     rivals: BTreeSet<NodeId>,
+    /// A node that it has gone on to meanwhile.
+    next: Option<Claim>,
+}
+
+/// What a node asks for that an agent has come to.
+#[derive(Clone, Debug)]
+struct Claim {
+    node: NodeId,
+    ticket: u64,
+    since: u64,
+    wants: Wants,
 }
 
 #[derive(Debug)]
@@ -226,6 +244,8 @@ impl Hub {
             flights: Flights::default(),
             claims: HashMap::new(),
             last_list: 0,
+            lists: BTreeMap::new(),
+            doubts: VecDeque::new(),
             errands: VecDeque::new(),
             answers: BTreeMap::new(),
             resolved: Vec::new(),
@@ -329,7 +349,7 @@ impl Hub {
                 self.take_routed(now, room, agent, Stashed { node, ticket, from, serial, frame });
             }
             (Word::Claim { node, ticket, since, wants }, Ear::Agent(room, agent)) => {
-                self.claimed(now, room, agent, (since, node), ticket, &wants);
+                self.claimed(now, room, agent, Claim { node, ticket, since, wants });
             }
             (word, Ear::Node) => self.hear_node(now, word),
             (_, Ear::Agent(..)) => {}
@@ -628,10 +648,15 @@ impl Hub {
     }
 
     /// An agent that has not arrived is gone.
-    pub(super) fn give_up(&mut self, arriving: Arriving) {
+    pub(super) fn give_up(&mut self, room: &Room, agent: &AgentId, arriving: Arriving) {
         let Some(elsewhere) = &mut self.elsewhere else { return };
         if let Some(claim) = arriving.claim {
             elsewhere.claims.remove(&claim);
+        }
+        if let Some(Claim { node, ticket, .. }) = arriving.next {
+            let (node_here, held) = (elsewhere.node, Held::Nothing { since: 0 });
+            let word = Word::Held { node: node_here, ticket, room: room.clone(), agent: agent.clone(), held };
+            elsewhere.errands.push_back(Errand::ToNode(node, word.to_bytes()));
         }
         for said in arriving.stash {
             elsewhere.answers.entry(said.node).or_default().push((said.ticket, Outcome::PeerUnavailable));
@@ -701,6 +726,7 @@ impl Hub {
             stash: Vec::new(),
             stash_bytes: 0,
             rivals: BTreeSet::new(),
+            next: None,
         }));
         self.set_deadline(now, &id);
         self.settle_if_known(now, &id);
@@ -713,6 +739,18 @@ impl Hub {
         let Some(arriving) = &member.arriving else { return };
         if arriving.claim.is_none() && self.rooms[&member.room].asked.is_empty() {
             self.settle_now(now, agent);
+        }
+    }
+
+    /// A session that has come from another node, and is asked for again before it was welcomed, waits for nothing more.
+    pub(super) fn settle_if_moved(&mut self, now: Now, agent: &Agent, resume: Option<&Resume>) {
+        let member = self.members.get(&agent.id).filter(|member| member.room == agent.room);
+        let is_asked_for = member.is_some_and(|member| {
+            member.arriving.as_ref().is_some_and(|arriving| arriving.resumed)
+                && resume.is_some_and(|resume| resume.session == member.session.id().as_str())
+        });
+        if is_asked_for {
+            self.settle_now(now, &agent.id);
         }
     }
 
@@ -746,7 +784,7 @@ impl Hub {
             elsewhere.claims.remove(&claim);
         }
         self.appear(now, agent, arriving.resumed);
-        let Arriving { id, ice, request, resumed, stash, rivals, .. } = *arriving;
+        let Arriving { id, ice, request, resumed, stash, rivals, next, .. } = *arriving;
         let welcome = self.welcome(agent, resumed, id.as_deref(), ice.as_deref());
         match (request, self.members[agent].connection) {
             (Some(request), _) => self.resolve(request, Resolution { answer: welcome, outcome: Ok(()) }),
@@ -759,6 +797,9 @@ impl Hub {
         self.set_deadline(now, agent);
         stash.into_iter().for_each(|said| self.accept_routed(now, agent, said));
         rivals.iter().for_each(|node| self.say_came(*node, agent));
+        if let Some(claim) = next {
+            self.give_away(now, &room, agent, &claim);
+        }
     }
 
     /// From now on others see it. An agent that `moved` was seen before, on another node.
@@ -795,32 +836,41 @@ impl Hub {
     }
 
     /// Somebody says that one of our agents is with them now.
-    fn claimed(
-        &mut self,
-        now: Now,
-        room: &Room,
-        agent: &AgentId,
-        (since, node): (u64, NodeId),
-        ticket: u64,
-        wants: &Wants,
-    ) {
+    fn claimed(&mut self, now: Now, room: &Room, agent: &AgentId, claim: Claim) {
         let Some(elsewhere) = &self.elsewhere else { return };
-        let own = elsewhere.node;
-        let held = match self.members.get(agent).filter(|member| member.room == *room) {
-            // Who has it answers.
-            None if elsewhere.away.get(agent).is_some_and(|away| away.node != node) => return,
-            None => Held::Nothing { since: 0 },
-            Some(member) if member.arriving.is_some() && (member.since, own) > (since, node) => Held::Newer,
-            Some(member) => {
-                let since = member.since;
-                if let Some(handed) = self.hand_over(now, agent, node, wants) {
-                    return self.send_session(node, ticket, room, agent, handed);
-                }
-                self.end(now, agent, Some(Farewell::Replaced));
-                Held::Nothing { since }
+        let (own, Claim { node, ticket, since, .. }) = (elsewhere.node, &claim);
+        let (node, ticket, since) = (*node, *ticket, *since);
+        let Some(member) = self.members.get_mut(agent).filter(|member| member.room == *room) else {
+            // Whoever has it answers.
+            if elsewhere.away.get(agent).is_none_or(|away| away.node == node) {
+                self.say_held(node, ticket, room, agent, Held::Nothing { since: 0 });
             }
+            return;
         };
-        self.say_held(node, ticket, room, agent, held);
+        match &mut member.arriving {
+            Some(_) if (member.since, own) > (since, node) => {
+                self.say_held(node, ticket, room, agent, Held::Newer);
+            }
+            // What it asked for may be on its way here: then it goes on from here.
+            Some(arriving) if arriving.claim.is_some() => arriving.next = Some(claim),
+            Some(_) => {
+                self.settle_now(now, agent);
+                self.give_away(now, room, agent, &claim);
+            }
+            None => self.give_away(now, room, agent, &claim),
+        }
+    }
+
+    fn give_away(&mut self, now: Now, room: &Room, agent: &AgentId, claim: &Claim) {
+        let Some(since) = self.members.get(agent).map(|member| member.since) else { return };
+        let Claim { node, ticket, ref wants, .. } = *claim;
+        match self.hand_over(now, agent, node, wants) {
+            Some(handed) => self.send_session(node, ticket, room, agent, handed),
+            None => {
+                self.end(now, agent, Some(Farewell::Replaced));
+                self.say_held(node, ticket, room, agent, Held::Nothing { since });
+            }
+        }
     }
 
     fn say_held(&mut self, to: NodeId, ticket: u64, room: &Room, agent: &AgentId, held: Held) {
@@ -1059,19 +1109,10 @@ impl Hub {
         }
         let Some(gathering) = self.rooms.get_mut(room).filter(|_| is_last) else { return };
         gathering.asked.remove(&node);
-        let gone: Vec<AgentId> = match &self.elsewhere {
-            None => return,
-            Some(elsewhere) => {
-                let is_gone = |away: &Away| away.node == node && away.room == *room && away.list < list;
-                elsewhere
-                    .away
-                    .iter()
-                    .filter(|(_, away)| is_gone(away))
-                    .map(|(agent, _)| agent.clone())
-                    .collect()
-            }
-        };
-        gone.iter().for_each(|agent| self.lose(now, agent));
+        if let Some(elsewhere) = &mut self.elsewhere {
+            elsewhere.lists.insert(node, list);
+            elsewhere.doubts.push_back((now.mono + DOUBT, node, room.clone(), list));
+        }
         self.settle_room(now, room);
     }
 
@@ -1091,11 +1132,13 @@ impl Hub {
         };
         let card = card.filter(|card| card.get().len() <= MAX_CARD);
         let is_full = elsewhere.away.len() >= self.limits.agents;
+        // Whoever comes after a list is not missing from it.
+        let list = elsewhere.lists.get(&node).copied().unwrap_or(0);
         match elsewhere.away.get_mut(&agent) {
             Some(away) if (away.since, away.node) > (since, node) => return,
             Some(away) if away.room == *room && moved => {
                 (away.node, away.since) = (node, since);
-                away.list = 0;
+                away.list = list;
                 let is_same = away.card.as_deref().map(RawValue::get) == card.map(RawValue::get);
                 if !is_same {
                     self.set_card(now, &agent, card);
@@ -1112,7 +1155,7 @@ impl Hub {
         let Some(gathering) = self.rooms.get_mut(room) else { return };
         gathering.everybody.insert(agent.clone(), profile);
         if let Some(elsewhere) = &mut self.elsewhere {
-            elsewhere.away.insert(agent.clone(), Away { node, since, room: room.clone(), card, list: 0 });
+            elsewhere.away.insert(agent.clone(), Away { node, since, room: room.clone(), card, list });
         }
         let news = ServerFrame::AgentJoined(self.listed(&agent)).to_bytes();
         self.tell_ours(now, room, &agent, &news);
@@ -1123,7 +1166,7 @@ impl Hub {
         let Some(node) = self.elsewhere.as_ref().map(|elsewhere| elsewhere.node) else { return };
         let member = &self.members[agent];
         let (room, agent) = (member.room.clone(), as_listed(agent, member));
-        let word = Word::Came { node, room, moved: false, agent }.to_bytes();
+        let word = Word::Came { node, room, moved: true, agent }.to_bytes();
         self.say_bytes(to, word);
     }
 
@@ -1222,8 +1265,9 @@ impl Hub {
     pub(super) fn next_beat(&self) -> Option<Instant> {
         let elsewhere = self.elsewhere.as_ref()?;
         let due = elsewhere.flights.due.front().map(|(at, _)| *at);
+        let doubt = elsewhere.doubts.front().map(|(at, ..)| *at);
         let silent = elsewhere.nodes.values().map(|other| other.heard_at + SILENT).min();
-        [Some(elsewhere.beat_at), due, silent].into_iter().flatten().min()
+        [Some(elsewhere.beat_at), due, doubt, silent].into_iter().flatten().min()
     }
 
     pub(super) fn keep_in_touch(&mut self, now: Now) {
@@ -1235,11 +1279,18 @@ impl Hub {
                 overdue.push(group);
             }
         }
+        let mut doubtful = Vec::new();
+        while let Some((_, node, room, list)) = elsewhere.doubts.pop_front_if(|(at, ..)| *at <= now.mono) {
+            let is_gone = |away: &Away| away.node == node && away.room == room && away.list < list;
+            let gone = elsewhere.away.iter().filter(|(_, away)| is_gone(away));
+            doubtful.extend(gone.map(|(agent, _)| agent.clone()));
+        }
         let is_silent = |other: &Other| other.heard_at + SILENT <= now.mono;
         let silent = elsewhere.nodes.iter().filter(|(_, other)| is_silent(other)).map(|(node, _)| *node);
         let silent: Vec<NodeId> = silent.collect();
         let is_due = elsewhere.beat_at <= now.mono;
         overdue.into_iter().for_each(|group| self.conclude(now, group));
+        doubtful.iter().for_each(|agent| self.lose(now, agent));
         silent.into_iter().for_each(|node| self.forget_node(now, node));
         if is_due {
             self.beat(now);
@@ -1276,6 +1327,7 @@ impl Hub {
     fn forget_node(&mut self, now: Now, node: NodeId) {
         let Some(elsewhere) = &mut self.elsewhere else { return };
         elsewhere.nodes.remove(&node);
+        elsewhere.lists.remove(&node);
         let gone = elsewhere.away.iter().filter(|(_, away)| away.node == node);
         let gone: Vec<AgentId> = gone.map(|(agent, _)| agent.clone()).collect();
         gone.iter().for_each(|agent| self.lose(now, agent));
