@@ -229,8 +229,10 @@ impl Cluster {
 /// A server of NATS, printed without the password that its URL may have.
 #[derive(Clone, PartialEq, Eq)]
 pub struct NatsServer {
-    /// Where it is, and what it is told.
+    /// Where it is, without what its URL says of a user.
     pub address: async_nats::ServerAddr,
+    /// A user and a password, or a token.
+    pub login: Option<(String, Option<String>)>,
 }
 
 impl fmt::Display for NatsServer {

@@ -43,6 +43,8 @@ pub struct Cluster {
     front: Arc<Front>,
     events: mpsc::Receiver<Event>,
     servers: String,
+    /// What was said last of why there is none, so that it is not said each time that it is tried.
+    said: String,
     leave: Arc<Notify>,
 }
 
@@ -74,6 +76,11 @@ impl Cluster {
             let refused = |error| format!("cluster.credentials: the file cannot be used: {error}");
             options = options.credentials(credentials.text()).map_err(refused)?;
         }
+        options = match config.nats.iter().find_map(|server| server.login.clone()) {
+            Some((user, Some(password))) => options.user_and_password(user, password),
+            Some((token, None)) => options.token(token),
+            None => options,
+        };
         let servers: Vec<ServerAddr> = config.nats.iter().map(|server| server.address.clone()).collect();
         let named = config.nats.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let client = options
@@ -86,6 +93,7 @@ impl Cluster {
             front,
             events,
             servers: named,
+            said: String::new(),
             leave: Arc::default(),
         })
     }
@@ -135,11 +143,12 @@ impl Cluster {
         let _ = timeout(PING, self.client.flush()).await;
     }
 
-    fn follow(&self, event: Event) {
+    fn follow(&mut self, event: Event) {
         let servers = &self.servers;
         match event {
             Event::Connected => {
                 tracing::info!("the other nodes can be reached, through {servers}");
+                self.said.clear();
                 self.front.engine_is_up();
             }
             Event::Disconnected => {
@@ -153,7 +162,13 @@ impl Cluster {
             Event::ServerError(error) => {
                 tracing::warn!("a server of cluster.nats refuses something: {error}")
             }
-            Event::ClientError(error) => tracing::debug!("cluster.nats: {error}"),
+            Event::ClientError(error) => {
+                let why = error.to_string();
+                if why != self.said {
+                    tracing::warn!("cluster.nats is tried again: {why}");
+                    self.said = why;
+                }
+            }
             Event::LameDuckMode | Event::Draining | Event::Closed => {}
         }
     }

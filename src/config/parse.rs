@@ -122,14 +122,28 @@ pub(super) fn jwks(text: &str) -> Result<Option<jwks::Source>, String> {
 
 /// A server of NATS.
 pub(super) fn nats(text: &str) -> Result<NatsServer, String> {
-    let is_ours = text.starts_with("nats://") || text.starts_with("tls://");
-    let address = is_ours.then(|| text.parse::<async_nats::ServerAddr>().ok()).flatten();
-    let address = address.filter(|address| !address.host().is_empty());
-    address.map(|address| NatsServer { address }).ok_or_else(|| {
+    let known = ["nats://", "tls://"].iter().find_map(|scheme| Some((*scheme, text.strip_prefix(scheme)?)));
+    let server = known.and_then(|(scheme, rest)| {
+        let (login, place) =
+            rest.rsplit_once('@').map_or((None, rest), |(login, place)| (Some(login), place));
+        let address = format!("{scheme}{place}").parse::<async_nats::ServerAddr>().ok()?;
+        let login = login.map(|login| match login.split_once(':') {
+            Some((user, password)) => (unescaped(user), Some(unescaped(password))),
+            None => (unescaped(login), None),
+        });
+        (!address.host().is_empty()).then_some(NatsServer { address, login })
+    });
+    // What may be a password is not repeated.
+    let shown = text.rsplit('@').next().unwrap_or(text);
+    server.ok_or_else(|| {
         format!(
-            r#"{text:?} is not the URL of a NATS server, such as "nats://10.0.0.7:4222" or "tls://nats.example.org""#
+            r#"{shown:?} is not the URL of a NATS server, such as "nats://10.0.0.7:4222" or "tls://nats.example.org""#
         )
     })
+}
+
+fn unescaped(text: &str) -> String {
+    percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
 /// A node's name; `None` for nothing.

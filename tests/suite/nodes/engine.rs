@@ -71,7 +71,7 @@ impl Among {
             let name = format!("node-{place}");
             front.join_cluster(node, &name);
             let address = engine.url.parse().unwrap();
-            let nats = vec![NatsServer { address }];
+            let nats = vec![NatsServer { address, login: None }];
             let config = config::Cluster { nats, node: Some(name), ca: None, credentials: None };
             let cluster = Cluster::start(&config, Arc::clone(front), node).await.unwrap();
             passing_on.push(tokio::spawn(cluster.run()));
