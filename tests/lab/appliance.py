@@ -27,28 +27,33 @@ PIDFD_GETFD = 438
 ROUNDS = 4
 
 
+def certified(directory, names):
+    """The directory, with a certificate for these names in it, by a throw-away authority."""
+    run("bash", str(ROOT / "certs/make-ca.sh"), str(directory), *names)
+    return directory
+
+
 def allocations(numbers):
     """How many live, by what `metrics` gave."""
     return sum(value for name, value in numbers.items() if name.startswith("halfway_allocations{"))
 
 
 class Appliance:
-    """A running `halfway serve`, with a certificate by a throw-away authority."""
+    """A running `halfway serve`, with a certificate of its own, or that of `certs`."""
 
     def __init__(
         self, net, directory, *flags, namespace=None, settings="", url=URL, pages=PAGES, own=True, environment=None,
-        within=(),
+        within=(), public=PUBLIC, certs=None,
     ):  # fmt: skip
         self.data, self.namespace = directory / "data", namespace or net.public
         self.url, self.pages = url, pages
-        certs = directory / "certs"
-        names = {urllib.parse.urlsplit(each).hostname for each in (url, pages)} | {*PUBLIC.values(), HOST}
-        run("bash", str(ROOT / "certs/make-ca.sh"), str(certs), *names)
+        names = {urllib.parse.urlsplit(each).hostname for each in (url, pages)} | {*public.values(), HOST}
+        certs = certs or certified(directory / "certs", names)
         self.ca = certs / "ca.pem"
         config = directory / "halfway.toml"
         config.write_text(
             f'data_dir = "{self.data}"\n'
-            f'public_ips = ["{PUBLIC[4]}", "{PUBLIC[6]}"]\n'
+            f'public_ips = ["{public[4]}", "{public[6]}"]\n'
             "[http]\n"
             + (f'cert = "{certs}/cert.pem"\nkey = "{certs}/key.pem"\n' if own else "")
             + f'listen = ["[::]:{urllib.parse.urlsplit(url).port or 443}"]\nallowed_origins = ["{pages}"]\n'

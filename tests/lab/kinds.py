@@ -9,8 +9,7 @@ import json
 import subprocess
 
 import probes
-from internet import NAMES, PROBES
-from net import PUBLIC
+from internet import NAMES, NODES, PROBES
 from probes import BY_ADDRESS, BY_PORT, INDEPENDENT
 
 PROXY_PORT = 3128
@@ -191,6 +190,7 @@ table ip nat {{
     chain after {{ type nat hook postrouting priority srcnat; {after} oifname "wan" masquerade {how}; }}
 }}
 """
+HALFWAY = {family: ", ".join(addresses[family] for addresses in NODES.values()) for family in (4, 6)}
 # What leaves, as it leaves: after all translation.
 TALLY = f"""
 table inet tally {{
@@ -205,8 +205,8 @@ table inet tally {{
     }}
     chain out {{ type filter hook postrouting priority 300;
         oifname != "wan" accept
-        ip daddr {PUBLIC[4]} jump to_halfway
-        ip6 daddr {PUBLIC[6]} jump to_halfway
+        ip daddr {{ {HALFWAY[4]} }} jump to_halfway
+        ip6 daddr {{ {HALFWAY[6]} }} jump to_halfway
         counter name by_elsewhere
     }}
 }}

@@ -2,11 +2,13 @@
 
 For each pair of kinds of site, and each library that can cross both: the data channel opens, 200 messages go each way, and
 they take the way that theory says. The routers count what leaves, so that the way is seen and not believed.
-Usage: nat.py [--full] [--write] [--agents a,b] [--times N] [--xdp MODE] [KIND+KIND …]: the corners, all pairs, or these;
-`--write` puts the tables into docs/nat-matrix.md. With `--xdp` the kernel relays (`turn.xdp`), and is counted.
+Usage: nat.py [--full] [--write] [--agents a,b] [--times N] [--xdp MODE] [--nodes] [KIND+KIND …]: the corners, all pairs, or
+these; `--write` puts the tables into docs/nat-matrix.md. With `--xdp` the kernel relays (`turn.xdp`), and is counted. With
+`--nodes` the two of a pair are at two nodes.
 """
 
 import argparse
+import collections
 import contextlib
 import dataclasses
 import itertools
@@ -17,12 +19,13 @@ import sys
 import tempfile
 
 from agents import Agent, Pages
-from appliance import HOST, ROOT, Appliance
+from appliance import ROOT, Appliance, certified
 from cables import receive, stretch
-from checks import tell
-from internet import PAGES, Internet
+from checks import settled, tell
+from cluster import ENGINE, SETTINGS, Engine
+from internet import NAMES, NODES, PAGES, Internet
 from kinds import KINDS, Reflector, Site
-from net import be_root
+from net import PUBLIC, be_root
 from probes import BY_ADDRESS, BY_PORT, INDEPENDENT
 
 PAGE = ROOT / "docs/nat-matrix.md"
@@ -120,16 +123,16 @@ def all_pairs():
 
 
 class Lab:
-    """The internet with two sites of each kind that is wanted, and Halfway."""
+    """The internet with two sites of each kind that is wanted, and Halfway, at one node or at two."""
 
-    def __init__(self, pairs, xdp=None):
-        self.xdp = xdp
+    def __init__(self, pairs, xdp=None, count=1):
+        self.xdp, self.count = xdp, count
         self.wanted = [kind for kind in KINDS.values() if any(kind in pair for pair in pairs)]
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
             self.scratch = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="halfway-lab-")))
-            self.net = stack.enter_context(Internet(self.scratch))
+            self.net = stack.enter_context(Internet(self.scratch, self.count))
             self.sites, numbers = {}, itertools.count(1)
             for kind in self.wanted:
                 sites = [stack.enter_context(Site(self.net, next(numbers), kind)) for _ in range(1 if kind.shared else 2)]
@@ -137,15 +140,30 @@ class Lab:
             stack.enter_context(Reflector(self.net))
             if self.xdp:
                 stretch(self.net)
-                receive(self.net.core, f"{self.net.id}o0")
-            settings = f'[turn]\nxdp = "{self.xdp}"' if self.xdp else ""
-            self.appliance = stack.enter_context(at_its_name(self.net, self.scratch, settings=settings))
+                for number in range(self.count):
+                    receive(self.net.core, f"{self.net.id}o{number}")
+            if self.count > 1:
+                stack.enter_context(Engine(self))
+            certs = certified(self.scratch / "certs", NAMES)
+            self.nodes = [stack.enter_context(self.node(name, certs)) for name in self.net.nodes]
+            self.appliance = self.nodes[0]
             stack.enter_context(Pages(self.appliance, self.net.core, PAGES.values()))
             self.stack = stack.pop_all()
         return self
 
     def __exit__(self, *_):
         self.stack.close()
+
+    def node(self, name, certs):
+        """Halfway as sites know it: by a name, on port 443."""
+        directory = self.scratch / name
+        directory.mkdir()
+        cluster = f'{SETTINGS}[cluster]\nnats = ["nats://{PUBLIC[4]}:{ENGINE}"]\nnode = "{name}"\n'
+        settings = (cluster if self.count > 1 else "") + (f'[turn]\nxdp = "{self.xdp}"\n' if self.xdp else "")
+        return Appliance(
+            self.net, directory, "--public-host", name, namespace=self.net.nodes[name], settings=settings,
+            url=f"https://{name}", pages="https://pages.lab", public=NODES[name], certs=certs,
+        )  # fmt: skip
 
     def verified(self):
         """Each site is what it is said to be."""
@@ -167,12 +185,6 @@ class Lab:
         return [(site, site.agents[0]) for site in sites]
 
 
-def at_its_name(net, scratch, *flags, **options):
-    """Halfway as sites know it: by a name, on port 443."""
-    flags = "--public-host", HOST, *flags
-    return Appliance(net, scratch, *flags, url=f"https://{HOST}", pages="https://pages.lab", **options)
-
-
 def agent(library, place, appliance, name, directory, **options):
     """Starts one, as its site demands."""
     site, namespace = place
@@ -190,8 +202,8 @@ def meet(lab, meeting, name):
     before, agents = [site.sent() for site, _ in places], []
     try:
         # The second is called, the first calls it.
-        agents.append(agent(meeting.library, places[1], lab.appliance, f"b-{name}", directory, **options))
-        agents.append(agent(meeting.library, places[0], lab.appliance, f"a-{name}", directory, to=f"b-{name}", **options))
+        agents.append(agent(meeting.library, places[1], lab.nodes[-1], f"b-{name}", directory, **options))
+        agents.append(agent(meeting.library, places[0], lab.nodes[0], f"a-{name}", directory, to=f"b-{name}", **options))
         results = [agent.result(PATIENCE) for agent in agents]
     finally:
         for each in agents:
@@ -225,6 +237,8 @@ def main_way(kind, sent):
 def all_of(lab, meetings):
     """Runs them; tells of each."""
     yield from lab.verified()
+    if lab.count > 1:
+        yield from acquainted(lab.nodes)
     for number, meeting in enumerate(meetings):
         try:
             judge(meeting, *meet(lab, meeting, f"run{number}"))
@@ -236,7 +250,26 @@ def all_of(lab, meetings):
         over += ", by the relay all the same" if meeting.detour else ""
         yield True, f"{meeting}: {meeting.path} ({ways}), open after {meeting.opened} ms{over}"
     if lab.xdp:
-        yield from by_kernel(lab.appliance.metrics())
+        yield from by_kernel(sum((collections.Counter(node.metrics()) for node in lab.nodes), collections.Counter()))
+    if lab.count > 1:
+        yield from between(lab.nodes)
+
+
+def acquainted(nodes):
+    """Nodes know of all the others, before anybody asks them for an ICE list."""
+    for node in nodes:
+        others = settled(lambda: node.metrics()["halfway_cluster_nodes"], lambda others: others == len(nodes) - 1)
+        yield others == len(nodes) - 1, f"{node.url}: other nodes that it knows: {others:.0f}"
+
+
+def between(nodes):
+    """What was said went from each node to the other."""
+    for node in nodes:
+        numbers = node.metrics()
+        frames = numbers['halfway_cluster_frames_total{direction="out"}']
+        unanswered = numbers["halfway_cluster_unanswered_total"]
+        line = f"{node.url}: {frames:.0f} frames for the other node, {unanswered:.0f} unanswered"
+        yield frames > 0 and not unanswered, f"{line}; {node.relayed() / 1e6:.1f} MB relayed"
 
 
 def by_kernel(numbers):
@@ -323,6 +356,7 @@ def main(arguments):
     flags.add_argument("--agents", default=",".join(LIBRARIES))
     flags.add_argument("--times", type=int, default=1)
     flags.add_argument("--xdp", choices=["driver", "generic", "auto"])
+    flags.add_argument("--nodes", action="store_true")
     flags = flags.parse_args(arguments)
     pairs = all_pairs() if flags.full else [tuple(KINDS[name] for name in pair.split("+")) for pair in flags.pairs]
     meetings = [
@@ -331,7 +365,7 @@ def main(arguments):
         for library in flags.agents.split(",")
         if not cannot(library, pair)
     ]
-    with Lab(pairs, flags.xdp) as lab:
+    with Lab(pairs, flags.xdp, 2 if flags.nodes else 1) as lab:
         failed = tell(all_of(lab, meetings))
     if flags.write and not failed:
         write("kinds", kinds_of_site())

@@ -142,11 +142,7 @@ class Net:
         command = ["sh", "-c", REMOVE, "sh", self.id, str(self.scratch)]
         self.remover = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         try:
-            self.public = self.namespace("public")
-            # A site's packets end here: only Halfway carries anything from one to another.
-            self.public.sysctl("net.ipv4.ip_forward", 0)
-            self.public.sysctl("net.ipv6.conf.all.forwarding", 0)
-            self.public.holds("lo", f"{PUBLIC[4]}/32", f"{PUBLIC[6]}/128")
+            self.public = self.host("public", PUBLIC)
         except BaseException:
             self.__exit__()
             raise
@@ -157,6 +153,14 @@ class Net:
 
     def namespace(self, name):
         return Namespace(f"{self.id}-{name}")
+
+    def host(self, name, addresses):
+        """Where Halfway may run. A site's packets end here: only Halfway carries anything from one to another."""
+        host = self.namespace(name)
+        host.sysctl("net.ipv4.ip_forward", 0)
+        host.sysctl("net.ipv6.conf.all.forwarding", 0)
+        host.holds("lo", f"{addresses[4]}/32", f"{addresses[6]}/128")
+        return host
 
     def site(self, number):
         """A site of its own, one hop from the public namespace, with a private IPv4 and IPv6 address."""

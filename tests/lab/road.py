@@ -27,10 +27,12 @@ LINGER, DELAY, STALL = (0.1, 1.0), (0.0, 0.01), (0.2, 0.6)
 
 
 class Road:
-    """One agent's way. Its connections are cut until it is calm, in these ways."""
+    """One agent's way. Its connections are cut until it is calm, in these ways; without any it is calm from the first. Where it
+    leads to several nodes, each connection goes to any of them."""
 
-    def __init__(self, seed, kinds):
-        self.seed, self.kinds, self.rough, self.spare = seed, kinds, True, True
+    def __init__(self, seed, kinds, nodes=((PUBLIC[4], HTTPS),)):
+        self.seed, self.kinds, self.rough, self.spare = seed, kinds, bool(kinds), True
+        self.nodes = nodes
         # By the task that runs each.
         self.passages = {}
         self.carried, self.cuts = 0, collections.Counter()
@@ -79,20 +81,21 @@ class Passage:
         self.writers, self.piece, self.rest = {}, b"", b""
         self.left = dict.fromkeys(WAYS, math.inf)
         self.gates = {way: asyncio.Event() for way in WAYS}
-        self.severed, self.came_through, self.given_up = asyncio.Event(), asyncio.Event(), False
+        self.severed, self.came_through, self.given_up = asyncio.Event(), asyncio.Event(), asyncio.Event()
         early = chance.random() < EARLY
         self.lasts = 0 if early else chance.uniform(*LASTS)
         self.way, self.bytes = chance.choice(WAYS), chance.randrange(FIRST_BYTES if early else BYTES)
-        self.kind, self.linger = chance.choice(road.kinds), chance.uniform(*LINGER)
+        self.kind, self.linger = chance.choice(road.kinds or [reset]), chance.uniform(*LINGER)
+        self.node = chance.choice(road.nodes)
 
     async def run(self, agent):
         try:
-            halfway = await asyncio.open_connection(PUBLIC[4], HTTPS)
+            halfway = await asyncio.open_connection(*self.node)
         except OSError:
             return agent[1].transport.abort()
         self.readers = {UP: agent[0], DOWN: halfway[0]}
         self.writers = {UP: halfway[1], DOWN: agent[1]}
-        if self.given_up:
+        if self.given_up.is_set():
             # It would be the only one that is left, of an agent that needs two.
             return self.reset()
         for way, writer in self.writers.items():
@@ -148,7 +151,9 @@ class Passage:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.severed.wait(), QUIET)
         if not self.road.rough:
-            await asyncio.Event().wait()
+            # It stays whole, unless the byte came just before that and is held: then it has been reset.
+            await self.given_up.wait()
+            return
         # A hello held up while its agent has given up and says another one elsewhere would take the session over.
         kind = self.kind if self.came_through.is_set() or self.kind is not late else reset
         self.road.cuts[KINDS[kind]] += 1
@@ -165,7 +170,7 @@ class Passage:
             self.gates[way].clear()
 
     def reset(self):
-        self.given_up = True
+        self.given_up.set()
         for writer in self.writers.values():
             writer.transport.abort()
 

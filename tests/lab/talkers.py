@@ -121,8 +121,10 @@ TRANSPORTS = {"wss": WebSocket, "poll": leaving_by_socket(Poll), "events": leavi
 class Agent:
     """What one agent said, was promised, and heard."""
 
-    def __init__(self, name, others, road, transport, seed):
+    def __init__(self, name, others, road, transport, seed, bears):
         self.name, self.others, self.road, self.transport = name, others, road, transport
+        # It may be told that others cannot be reached, and says nothing to all of them at once.
+        self.bears, self.failed = bears, collections.Counter()
         self.random = random.Random(seed)
         self.session, self.seen, self.greeted, self.resumed = None, 0, asyncio.Event(), 0
         # Who is to have each frame, which of them wait for an answer on this connection, and which have got one.
@@ -154,7 +156,7 @@ class Agent:
             self.road.came_through()
             self.take(frame)
             if frame["type"] == "welcome" and self.over:
-                await self.transport.send({"type": "message", "payload": LAST})
+                await self.say_last()
 
     def take(self, frame):
         kind = frame["type"]
@@ -169,7 +171,10 @@ class Agent:
                 self.wrongs.append(f"{frame} should have gone to {len(self.sent[frame['id']])}")
         elif kind in ("message", "offer"):
             self.hear(frame)
-        elif kind not in ("agentJoined", "agentLeft") or (kind == "agentLeft" and not self.over):
+        elif self.bears and kind == "error" and frame["id"] in self.asked:
+            self.asked.remove(frame["id"])
+            self.failed[frame["code"]] += 1
+        elif kind not in ("agentJoined", "agentLeft") or (kind == "agentLeft" and not (self.over or self.bears)):
             self.wrongs.append(f"{frame}")
 
     def be_welcomed(self, welcome):
@@ -209,7 +214,7 @@ class Agent:
 
     async def say(self, number):
         """What breaks on the way may have arrived or not: it is not said again."""
-        kind = self.random.random()
+        kind = self.random.uniform(TO_ALL if self.bears else 0, 1)
         self.sent[number] = self.others if kind < TO_ALL else [self.random.choice(self.others)]
         self.asked.add(number)
         frame = {"type": "message", "id": number, "payload": text(number)}
@@ -219,10 +224,18 @@ class Agent:
                 frame = {"type": "offer", "id": number, "to": frame["to"], "sdp": text(number)}
         await self.transport.send(frame)
 
+    async def say_last(self):
+        await self.transport.send({"type": "message", "payload": LAST})
+
     async def conclude(self):
         """On a new connection that is not cut, says its last word behind all others, and hears everybody else's."""
         self.over = True
         self.road.calm()
+        if self.greeted.is_set():
+            # Of an agent of requests only the connection by which it speaks may be gone: the one by which it hears had not
+            # begun, and is whole. Who has no more to say never learns of that; who says this comes back, and says it again.
+            with contextlib.suppress(Broken):
+                await self.say_last()
         try:
             await asyncio.wait_for(self.heard_all.wait(), PATIENCE)
         except TimeoutError:
@@ -232,6 +245,15 @@ class Agent:
         self.left = True
         with contextlib.suppress(Broken):
             await self.transport.leave()
+
+
+def roads(orders, transport):
+    """What may become of each agent's connections, and the nodes that they go to."""
+    nodes = orders.get("nodes", [(PUBLIC[4], HTTPS)])
+    if orders.get("settled"):
+        # Each agent stays at one node.
+        return itertools.cycle(([], [node]) for node in nodes)
+    return itertools.repeat((list(KINDS) if transport == "wss" else OF_REQUESTS, nodes))
 
 
 def text(number):
@@ -245,15 +267,16 @@ async def talk(orders):
     trust = ssl.create_default_context(cafile=orders["ca"])
     transports = itertools.cycle(orders["transports"])
     agents, problems = [], []
+    ways = {transport: roads(orders, transport) for transport in TRANSPORTS}
     asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(str(context)))
     for room in orders["rooms"]:
         for name, token in room.items():
             seed = f"{orders['seed']} {orders['seconds']} {name}"
             transport = next(transports)
-            road = Road(seed, list(KINDS) if transport == "wss" else OF_REQUESTS)
+            road = Road(seed, *next(ways[transport]))
             await road.open()
-            others = [other for other in room if other != name]
-            agents.append(Agent(name, others, road, TRANSPORTS[transport](token, trust, road), seed))
+            others, bears = [other for other in room if other != name], orders.get("bears", False)
+            agents.append(Agent(name, others, road, TRANSPORTS[transport](token, trust, road), seed, bears))
     async with asyncio.TaskGroup() as group:
         for agent in agents:
             group.create_task(agent.run())
@@ -289,6 +312,7 @@ def report(agents, problems):
         "in_doubt": counts[False, True] + counts[False, False],
         "arrived": counts[False, True],
         "connections": sum(agent.road.carried for agent in agents),
+        "failed": sum((agent.failed for agent in agents), collections.Counter()),
         "resumed": sum(agent.resumed for agent in agents),
         "cuts": sum((agent.road.cuts for agent in agents), collections.Counter()),
         "wrongs": problems + wrongs + [f"{agent.name}: {wrong}" for agent in agents for wrong in agent.wrongs],
