@@ -305,6 +305,18 @@ def secured(place):
             yield "the other nodes cannot be reached" in warned, "a server that nobody vouches for is not spoken to"
 
 
+def vouched(place):
+    """A file of credentials, whose user may do no more than the documentation says."""
+    directory = place.directory()
+    run(str(PYTHON), str(pathlib.Path(__file__).with_name("creds.py")), str(directory))
+    with Engine(place, flags=("--config", directory / "server.conf")):
+        with nodes(place, more=f'credentials = "{directory}/user.creds"\n') as each:
+            yield from cuts.promises(cuts.talk(place.net, orders(each, seconds=10)), 5)
+        with Node(place, 0, ["nats://{engine}:4222"]) as stranger:
+            warned = settled(lambda: stranger.log_file.read_text(), lambda said: "authorization violation" in said)
+            yield "cluster.nats is tried again: " in warned, "without it a node is not let in, and says so"
+
+
 def begin(place, what):
     """Agents that talk in the background."""
     command = place.net.public.command(PYTHON, pathlib.Path(__file__).with_name("talkers.py"))
@@ -320,7 +332,7 @@ def end(process):
     return json.loads(output)
 
 
-CHECKS = {check.__name__: check for check in (anywhere, breaks, many_servers, lists, revoked, killed, secured)}
+CHECKS = {check.__name__: check for check in (anywhere, breaks, many_servers, lists, revoked, killed, secured, vouched)}
 
 if __name__ == "__main__":
     sys.exit(main(*sys.argv[1:]))
