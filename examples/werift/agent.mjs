@@ -40,8 +40,11 @@ async function reachable(urls) {
 }
 
 const inbox = new Inbox()
-let peer, connection, offered, release
+let peer, connection, offered, answered, found, release
 const released = new Promise((resolve) => (release = resolve))
+// The other side's first candidate: werift gives up at once when it is to check paths and knows of none, so it is told of the
+// answer, or its own, no sooner.
+const candidate = new Promise((resolve) => (found = resolve))
 
 // Whoever offers starts its checks last, and so is connected first. The other way about, the answering side would begin
 // DTLS with one that does not listen yet, and try again a second later.
@@ -56,8 +59,8 @@ async function receive(frame) {
   if (frame.type === 'offer' && !peer) connect(frame.from)
   if (!peer || frame.from !== peer) return
   if (frame.type === 'offer') await answer(frame.sdp)
-  if (frame.type === 'answer') await connection.setRemoteDescription({ type: 'answer', sdp: frame.sdp })
-  if (frame.type === 'iceCandidate' && takes(frame.candidate)) await connection.addIceCandidate(frame.candidate)
+  if (frame.type === 'answer') answered = { type: 'answer', sdp: frame.sdp }
+  if (frame.type === 'iceCandidate' && takes(frame.candidate)) await add(frame.candidate)
   if (frame.type === 'message') inbox.announce(frame.payload)
   if (frame.type === 'bye') release()
 }
@@ -68,6 +71,13 @@ function takes(candidate) {
   return candidate && !/\.local\b/.test(candidate.candidate)
 }
 
+async function add(candidate) {
+  if (answered) await connection.setRemoteDescription(answered)
+  answered = undefined
+  await connection.addIceCandidate(candidate)
+  found()
+}
+
 async function call(agent) {
   connect(agent)
   talk(connection.createDataChannel(flags.channel, reliability[flags.channel]))
@@ -76,13 +86,13 @@ async function call(agent) {
 
 async function answer(sdp) {
   await connection.setRemoteDescription({ type: 'offer', sdp })
-  describe(await connection.createAnswer())
+  describe(await connection.createAnswer(), candidate)
 }
 
-/** Sends the description before the candidates, which werift begins to gather at once; nobody waits until it has them all. */
-function describe({ type, sdp }) {
+/** Sends the description before the candidates, which werift begins to gather `then`; nobody waits until it has them all. */
+function describe({ type, sdp }, then = Promise.resolve()) {
   signal({ type, to: peer, sdp })
-  connection.setLocalDescription({ type, sdp }).catch(fail)
+  then.then(() => connection.setLocalDescription({ type, sdp })).catch(fail)
 }
 
 function connect(agent) {

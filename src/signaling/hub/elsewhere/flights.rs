@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 
 use super::{
     super::{Done, Hub},
-    Group, Resolution, Stashed, Waits,
+    Flights, Group, Resolution, Stashed, Waits,
 };
 use crate::{
     clock::Now,
@@ -33,6 +33,14 @@ const MAX_STASH_BYTES: usize = 1 << 20;
 const NO_ANSWER: Refusal = Refusal::Unavailable("another node does not answer: it may have been delivered");
 const NO_ENGINE: Refusal = Refusal::Unavailable("the other nodes cannot be reached: try again soon");
 const TOO_LARGE: Refusal = Refusal::TooLarge("the frame is more than goes to another node");
+
+impl Flights {
+    /// The next number: a node's only grow.
+    pub(super) fn ticket(&mut self) -> u64 {
+        self.last += 1;
+        self.last
+    }
+}
 
 impl Hub {
     /// To an agent that is not here: whoever hears what is said to it answers.
@@ -111,9 +119,8 @@ impl Hub {
     pub(super) fn send(&mut self, from: &AgentId, to: &AgentId, frame: &Unnumbered) -> u64 {
         let (room, serial) = (self.members[from].room.clone(), self.members[from].serial);
         let elsewhere = self.elsewhere.as_mut().expect("it is sent there");
-        elsewhere.flights.last += 1;
         elsewhere.numbers.frames_out += 1;
-        let (node, ticket) = (elsewhere.node, elsewhere.flights.last);
+        let (node, ticket) = (elsewhere.node, elsewhere.flights.ticket());
         let word = Word::Routed { node, ticket, kind: frame.kind(), from: from.clone(), serial };
         let word = word.before(frame.rest());
         elsewhere.errands.push_back(Errand::ToAgent { room, agent: to.clone(), ticket, word });

@@ -66,38 +66,27 @@ impl Hub {
         if let Some(since) = away.map(|away| away.since) {
             self.come_after(&agent.id, since);
         }
-        let since = self.members[&agent.id].since;
         let elsewhere = self.elsewhere.as_mut().expect("there are other nodes");
         let (room, id) = (agent.room.clone(), agent.id.clone());
         elsewhere.errands.push_back(Errand::Subscribe(room.clone(), id.clone()));
+        let request = by_request.then(|| elsewhere.flights.ticket());
         let claim = match before {
-            Before::Here => None,
             Before::Claimed(claim) => claim,
-            Before::Unknown if !elsewhere.is_up => None,
+            Before::Here => {
+                self.say_took(agent);
+                None
+            }
             Before::Unknown => {
-                elsewhere.flights.last += 1;
-                let (node, ticket) = (elsewhere.node, elsewhere.flights.last);
                 let wants = match &hello.resume {
                     Some(resume) => Wants::This(resume.clone()),
                     None if join.takes_any => Wants::Any,
                     None => Wants::Fresh,
                 };
-                let word = Word::Claim { node, ticket, since, wants }.to_bytes();
-                let (room, agent) = (room.clone(), id.clone());
-                elsewhere.errands.push_back(Errand::ToAgent { room, agent, ticket, word });
-                elsewhere.claims.insert(ticket, id.clone());
-                Some(ticket)
+                let claim = self.claim(agent, wants);
+                self.say_took(agent);
+                claim
             }
         };
-        let request = by_request.then(|| {
-            elsewhere.flights.last += 1;
-            elsewhere.flights.last
-        });
-        let (node, is_up) = (elsewhere.node, elsewhere.is_up);
-        if is_up && !matches!(before, Before::Claimed(_)) {
-            let took = Word::Took { node, room: room.clone(), agent: id.clone(), since };
-            self.say_to_all(&took);
-        }
         self.rooms.get_mut(&room).expect("it is there").arriving += 1;
         self.member(&id).arriving = Some(Box::new(Arriving {
             claim,
@@ -116,6 +105,25 @@ impl Hub {
         self.set_deadline(now, &id);
         self.settle_if_known(now, &id);
         request
+    }
+
+    /// Asks whoever has the agent in its room. Gives the number of the answer, if there is anybody to be asked.
+    fn claim(&mut self, agent: &Agent, wants: Wants) -> Option<u64> {
+        let since = self.members[&agent.id].since;
+        let elsewhere = self.elsewhere.as_mut().filter(|elsewhere| elsewhere.is_up)?;
+        let (node, ticket) = (elsewhere.node, elsewhere.flights.ticket());
+        let word = Word::Claim { node, ticket, since, wants }.to_bytes();
+        let (room, agent) = (agent.room.clone(), agent.id.clone());
+        elsewhere.claims.insert(ticket, agent.clone());
+        elsewhere.errands.push_back(Errand::ToAgent { room, agent, ticket, word });
+        Some(ticket)
+    }
+
+    /// Whoever has the agent in another room has it no more.
+    fn say_took(&mut self, agent: &Agent) {
+        let Some(node) = self.elsewhere.as_ref().map(|elsewhere| elsewhere.node) else { return };
+        let since = self.members[&agent.id].since;
+        self.say_to_all(&Word::Took { node, room: agent.room.clone(), agent: agent.id.clone(), since });
     }
 
     /// Welcomes an agent that has waited for nothing, or for everything that there is.
