@@ -11,11 +11,14 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    limits::{Limits, MAX_ASIDES},
+    limits::{EARLY, Limits, MAX_ASIDES},
     message::{Frame, Kind, SessionId, Unnumbered},
     nodes::{Carried, CarriedEarly, Handed},
 };
 use crate::credentials::token::AgentId;
+
+/// Beyond that, agents could not tell one number from the next.
+const LAST_NUMBER: u64 = 1 << 53;
 
 /// The frames of one session, written and not.
 #[derive(Debug)]
@@ -292,14 +295,14 @@ impl Session {
         carried.written_up_to = handed.after;
         carried.let_go = handed.after;
         for Carried { seq, kind, rest } in frames {
-            carried.last_seq = seq - 1;
+            carried.last_seq = seq.clamp(1, LAST_NUMBER) - 1;
             carried.number(Unnumbered::of_parts(kind, rest.as_bytes()));
         }
-        carried.last_seq = handed.last_seq;
+        carried.last_seq = handed.last_seq.min(LAST_NUMBER);
         for CarriedEarly { from, kind, rest, millis } in &handed.early {
             let frame = Unnumbered::of_parts(*kind, rest.as_bytes());
             carried.early_bytes += frame.size();
-            let until = now + Duration::from_millis(*millis);
+            let until = now + Duration::from_millis(*millis).min(EARLY);
             carried.early.push(Early { from: from.clone(), frame, until });
         }
         let came = std::mem::replace(self, carried);

@@ -108,6 +108,55 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 #[test]
+fn words_that_make_no_sense_do_nothing() {
+    const MOST: u64 = u64::MAX;
+    let frames = format!(
+        r#"[{{"seq":0,"kind":"offer","rest":""}},{{"seq":{MOST},"kind":"bye","rest":"\"from\":\"x\"}}"}}]"#
+    );
+    let handed = format!(
+        r#"{{"session":"x","since":{MOST},"after":{MOST},"lastSeq":{MOST},"frames":{frames},"early":[{{"from":"x","kind":"iceCandidate",
+            "rest":"","millis":{MOST}}}],"introduced":[{MOST}],"heard":[[{MOST},{MOST}]],"correspondents":null,"card":null,"owesMillis":{MOST}}}"#
+    );
+    let held = |ticket: u64, held: &str| {
+        format!(r#"{{"held":{{"node":9,"ticket":{ticket},"room":"main","agent":"alice","held":{held}}}}}"#)
+    };
+    let mut words: Vec<String> = [
+        "",
+        "{",
+        "null",
+        "[]",
+        "7",
+        "{}",
+        r#"{"beat":7}"#,
+        r#"{"routed":{"node":9}}"#,
+        r#"{"later":{"a":[]}}"#,
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    for ticket in [0, 1, MOST] {
+        words.push(held(ticket, "\"newer\""));
+        words.push(held(ticket, &format!(r#"{{"nothing":{{"since":{MOST}}}}}"#)));
+        words.push(held(ticket, &format!(r#"{{"frames":{frames}}}"#)));
+        words.push(held(ticket, &format!(r#"{{"session":{handed}}}"#)));
+        words.push(format!(r#"{{"answers":{{"answers":[[{ticket},"delivered"],[{ticket},"queueFull"]]}}}}"#));
+        words.push(format!(r#"{{"claim":{{"node":9,"ticket":{ticket},"since":{MOST},"wants":"any"}}}}"#));
+        words.push(format!(
+            r#"{{"routed":{{"node":9,"ticket":{ticket},"kind":"offer","from":"x","serial":0}}}}"#
+        ));
+        words.push(format!(
+            r#"{{"came":{{"node":9,"room":"main","moved":true,"agent":{{"agent":"bob","since":{ticket}}}}}}}"#
+        ));
+        words.push(format!(r#"{{"yielded":{{"agent":"alice","since":{ticket}}}}}"#));
+        words.push(format!(r#"{{"took":{{"node":9,"room":"other","agent":"alice","since":{ticket}}}}}"#));
+    }
+    for word in &words {
+        World::new().stand(word);
+    }
+    let mut world = World::new();
+    words.iter().for_each(|word| world.stand(word));
+}
+
+#[test]
 fn what_is_delivered_at_another_node_arrives_once_and_in_order_whatever_breaks() {
     let config = ProptestConfig {
         cases: 400,

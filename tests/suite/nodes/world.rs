@@ -476,6 +476,21 @@ impl World {
         }
     }
 
+    /// A node with an agent that has just come hears that, whatever it is said to, and goes on.
+    pub fn stand(&mut self, word: &str) {
+        self.connect("alice", 0, "main", false);
+        let (room, alice, now) = (Room::main(), AgentId::parse("alice").unwrap(), self.now());
+        for ear in [Ear::Agent(&room, &alice), Ear::Node] {
+            self.nodes[0].hub.hear(now, ear, word.as_bytes());
+        }
+        self.settle();
+        self.wait(5_000);
+        self.connect("alice", 0, "main", false);
+        self.wait(5_000);
+        self.settle();
+        assert_eq!(self.nodes[0].hub.counters().agents, 1);
+    }
+
     // In the end.
 
     /// All is well again: everybody comes back, hears everything, and knows who is here.

@@ -20,6 +20,9 @@ use crate::{
     },
 };
 
+/// What a session may owe that comes from another node: after that long it may say something again.
+const MAX_DEBT: Duration = Duration::from_secs(60);
+
 /// How long an agent that comes waits for what other nodes have of it and of its room.
 const ARRIVAL: Duration = Duration::from_secs(1);
 
@@ -402,7 +405,7 @@ impl Hub {
     /// Whatever the clocks of the nodes say, an agent is where it came last.
     pub(super) fn come_after(&mut self, agent: &AgentId, since: u64) {
         if let Some(member) = self.members.get_mut(agent) {
-            member.since = member.since.max(since + 1);
+            member.since = member.since.max(since.saturating_add(1));
         }
     }
 
@@ -421,7 +424,7 @@ impl Hub {
         if member.card.is_none() {
             member.card = handed.card.take().map(Arc::from);
         }
-        member.bucket.owe(now.mono, Duration::from_millis(handed.owes_millis));
+        member.bucket.owe(now.mono, Duration::from_millis(handed.owes_millis).min(MAX_DEBT));
         self.with_session(agent, |session, _| session.go_on_with(now.mono, &handed, frames));
     }
 
