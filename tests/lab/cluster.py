@@ -187,6 +187,8 @@ def breaks(place):
         know(each)
         yield True, "it is mended, and they know each other"
         report = end(talking)
+        unanswered = each[0].count("cluster_unanswered_total")
+        yield unanswered > 0, f"frames that nobody answered while nobody knew: {unanswered:.0f}"
         yield report["kept"] == report["promised"], f"{report['kept']} of {report['promised']} frames came as promised"
         yield set(report["failed"]) <= {"unavailable", "peerUnavailable"}, f"senders were told: {report['failed']}"
         yield report["failed"].get("unavailable", 0) > 0, "some of them that it may work later"
@@ -266,6 +268,23 @@ def revoked(place):
         yield status == 401, f"a node that was away then learns of it: {status}"
 
 
+def signaled(place):
+    """Whom an agent was told of at one node it may reach through the relay of any, and nobody else."""
+    with Engine(place), nodes(place, more='[turn]\npeer_policy = "signaled"\n') as each:
+        alice, bob = each[0].token("alice"), each[1].token("bob")
+        for node, token in (each[0], alice), (each[1], bob):
+            assert node.ask("POST", "/v1/signal", token, "-d", '[{"type":"hello"}]')[0] == 200
+        candidate = json.dumps({"candidate": {"candidate": "candidate:1 1 udp 1 5.9.77.7 9 typ host", "sdpMid": "0"}})
+        status, _ = each[1].ask("POST", "/signal/alice/candidate", bob, "-d", candidate)
+        with place.net.public.entered():
+            client = stun.Client((each[2].site.address, 3478), SECRET, "alice")
+            client.allocate()
+            ask = lambda ip: client.ask(stun.CREATE_PERMISSION, (stun.XOR_PEER_ADDRESS, stun.address(ip, 9)))
+            told = settled(lambda: ask("5.9.77.7"), lambda answer: isinstance(answer, dict))
+            yield status == 202 and isinstance(told, dict), "an address that was told at one node is reached through another"
+            yield ask("5.9.77.8") == 403, f"one that was not is refused: {ask('5.9.77.8')}"
+
+
 def killed(place):
     """A node dies: its agents are gone for the others, and come back at one of those."""
     with Engine(place), nodes(place) as each:
@@ -277,7 +296,8 @@ def killed(place):
         def present():
             return [entry["agent"] for entry in each[0].ask("GET", "/v1/agents", alice)[1]["agents"]]
 
-        yield present() == ["alice", "bob"], f"known at another node: {present()}"
+        away = each[0].count("cluster_agents")
+        yield present() == ["alice", "bob"] and away == 1, f"known at another node: {present()}, {away:.0f} of them elsewhere"
         each[1].process.kill()
         asked = time.monotonic()
         status, problem = each[0].ask("POST", "/signal/bob/offer", alice, "-d", '{"sdp":"v=0"}')
@@ -332,7 +352,7 @@ def end(process):
     return json.loads(output)
 
 
-CHECKS = {check.__name__: check for check in (anywhere, breaks, many_servers, lists, revoked, killed, secured, vouched)}
+CHECKS = {check.__name__: check for check in (anywhere, breaks, many_servers, lists, revoked, signaled, killed, secured, vouched)}
 
 if __name__ == "__main__":
     sys.exit(main(*sys.argv[1:]))
