@@ -59,7 +59,7 @@ async function receive(frame) {
   if (frame.type === 'offer' && !peer) connect(frame.from)
   if (!peer || frame.from !== peer) return
   if (frame.type === 'offer') await answer(frame.sdp)
-  if (frame.type === 'answer') answered = { type: 'answer', sdp: frame.sdp }
+  if (frame.type === 'answer') await take({ type: 'answer', sdp: frame.sdp })
   if (frame.type === 'iceCandidate' && takes(frame.candidate)) await add(frame.candidate)
   if (frame.type === 'message') inbox.announce(frame.payload)
   if (frame.type === 'bye') release()
@@ -71,9 +71,19 @@ function takes(candidate) {
   return candidate && !/\.local\b/.test(candidate.candidate)
 }
 
-async function add(candidate) {
+/** An answer with candidates in it, of an agent that sends none apart, is good at once; another one with the first candidate. */
+async function take(answer) {
+  answered = answer
+  if (/^a=candidate:/m.test(answer.sdp)) await apply()
+}
+
+async function apply() {
   if (answered) await connection.setRemoteDescription(answered)
   answered = undefined
+}
+
+async function add(candidate) {
+  await apply()
   await connection.addIceCandidate(candidate)
   found()
 }
@@ -86,6 +96,7 @@ async function call(agent) {
 
 async function answer(sdp) {
   await connection.setRemoteDescription({ type: 'offer', sdp })
+  if (/^a=candidate:/m.test(sdp)) found()
   describe(await connection.createAnswer(), candidate)
 }
 
