@@ -160,7 +160,7 @@ pub(super) struct Arriving {
     id: Option<Box<RawValue>>,
     ice: Option<Box<RawValue>>,
     /// Its welcome is the answer to a request.
-    pub(super) request: Option<u64>,
+    request: Option<u64>,
     /// Those that came before the session itself.
     frames: Vec<Carried>,
     /// Its session is one that another node had.
@@ -191,6 +191,13 @@ struct Stashed {
     from: AgentId,
     serial: u64,
     frame: Unnumbered,
+}
+
+impl Elsewhere {
+    /// Tells a node what became of a frame, with all that it is to be told in this turn.
+    fn answer(&mut self, node: NodeId, ticket: u64, outcome: Outcome) {
+        self.answers.entry(node).or_default().push((ticket, outcome));
+    }
 }
 
 // What the shell asks.
@@ -328,6 +335,11 @@ impl Hub {
             (word, Ear::Node) => self.hear_node(now, word),
             (_, Ear::Agent(..)) => {}
         }
+    }
+
+    /// This one, in a cluster.
+    fn own_node(&self) -> Option<NodeId> {
+        Some(self.elsewhere.as_ref()?.node)
     }
 
     fn hear_node(&mut self, now: Now, word: Word<'_>) {

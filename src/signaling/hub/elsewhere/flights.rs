@@ -212,7 +212,7 @@ impl Hub {
         let Some(member) = self.members.get_mut(to).filter(|member| member.room == *room) else {
             // Whoever has it by now hears this, too.
             if !elsewhere.away.contains_key(to) {
-                elsewhere.answers.entry(said.node).or_default().push((said.ticket, Outcome::PeerUnavailable));
+                elsewhere.answer(said.node, said.ticket, Outcome::PeerUnavailable);
             }
             return;
         };
@@ -222,7 +222,7 @@ impl Hub {
             arriving.stash_bytes += size;
             arriving.stash.push(said);
         } else {
-            elsewhere.answers.entry(said.node).or_default().push((said.ticket, Outcome::QueueFull));
+            elsewhere.answer(said.node, said.ticket, Outcome::QueueFull);
         }
     }
 
@@ -244,7 +244,7 @@ impl Hub {
             self.note_correspondents(&from, to);
         }
         if let Some(elsewhere) = &mut self.elsewhere {
-            elsewhere.answers.entry(node).or_default().push((ticket, Outcome::of(done)));
+            elsewhere.answer(node, ticket, Outcome::of(done));
         }
     }
 

@@ -36,17 +36,15 @@ impl Hub {
 
     /// An agent that has not arrived is gone.
     pub(in crate::signaling::hub) fn give_up(&mut self, room: &Room, agent: &AgentId, arriving: Arriving) {
+        if let Some(Claim { node, ticket, .. }) = arriving.next {
+            self.say_held(node, ticket, room, agent, Held::Nothing { since: 0 });
+        }
         let Some(elsewhere) = &mut self.elsewhere else { return };
         if let Some(claim) = arriving.claim {
             elsewhere.claims.remove(&claim);
         }
-        if let Some(Claim { node, ticket, .. }) = arriving.next {
-            let (node_here, held) = (elsewhere.node, Held::Nothing { since: 0 });
-            let word = Word::Held { node: node_here, ticket, room: room.clone(), agent: agent.clone(), held };
-            elsewhere.errands.push_back(Errand::ToNode(node, word.to_bytes()));
-        }
         for said in arriving.stash {
-            elsewhere.answers.entry(said.node).or_default().push((said.ticket, Outcome::PeerUnavailable));
+            elsewhere.answer(said.node, said.ticket, Outcome::PeerUnavailable);
         }
         if let Some(request) = arriving.request {
             let gone = Refusal::Unavailable("the agent has come in another way meanwhile: begin anew");
@@ -124,7 +122,7 @@ impl Hub {
 
     /// Whoever has the agent in another room has it no more.
     fn say_took(&mut self, agent: &Agent) {
-        let Some(node) = self.elsewhere.as_ref().map(|elsewhere| elsewhere.node) else { return };
+        let Some(node) = self.own_node() else { return };
         let since = self.members[&agent.id].since;
         self.say_to_all(&Word::Took { node, room: agent.room.clone(), agent: agent.id.clone(), since });
     }
@@ -244,7 +242,7 @@ impl Hub {
     }
 
     pub(super) fn post_came(&mut self, agent: &AgentId, moved: bool) {
-        let Some(node) = self.elsewhere.as_ref().map(|elsewhere| elsewhere.node) else { return };
+        let Some(node) = self.own_node() else { return };
         let member = &self.members[agent];
         let room = member.room.clone();
         let word = Word::Came { node, room: room.clone(), moved, agent: as_listed(agent, member) }.to_bytes();
@@ -290,7 +288,7 @@ impl Hub {
     }
 
     pub(super) fn say_held(&mut self, to: NodeId, ticket: u64, room: &Room, agent: &AgentId, held: Held) {
-        let Some(node) = self.elsewhere.as_ref().map(|elsewhere| elsewhere.node) else { return };
+        let Some(node) = self.own_node() else { return };
         self.say_to(to, &Word::Held { node, ticket, room: room.clone(), agent: agent.clone(), held });
     }
 

@@ -144,7 +144,7 @@ impl Hub {
 
     /// Where an agent is, to a node that thinks that it is there.
     pub(super) fn say_came(&mut self, to: NodeId, agent: &AgentId) {
-        let Some(node) = self.elsewhere.as_ref().map(|elsewhere| elsewhere.node) else { return };
+        let Some(node) = self.own_node() else { return };
         let member = &self.members[agent];
         let (room, agent) = (member.room.clone(), as_listed(agent, member));
         let word = Word::Came { node, room, moved: true, agent }.to_bytes();
@@ -199,7 +199,7 @@ impl Hub {
     }
 
     pub(super) fn say_empty(&mut self, to: NodeId, room: &Room) {
-        let Some(node) = self.elsewhere.as_ref().map(|elsewhere| elsewhere.node) else { return };
+        let Some(node) = self.own_node() else { return };
         self.say_to(to, &Word::Empty { node, room: room.clone() });
     }
 
@@ -227,13 +227,13 @@ impl Hub {
 
     /// An agent of ours has left a room.
     pub(in crate::signaling::hub) fn post_gone(&mut self, room: &Room, agent: &AgentId) {
-        let Some(node) = self.elsewhere.as_ref().map(|elsewhere| elsewhere.node) else { return };
+        let Some(node) = self.own_node() else { return };
         self.post(room, &Word::Went { node, room: room.clone(), agent: agent.clone() }.to_bytes());
     }
 
     /// An agent of ours says something else of itself.
     pub(in crate::signaling::hub) fn post_changed(&mut self, agent: &AgentId) {
-        let Some(node) = self.elsewhere.as_ref().map(|elsewhere| elsewhere.node) else { return };
+        let Some(node) = self.own_node() else { return };
         let member = &self.members[agent];
         let room = member.room.clone();
         let word = Word::Changed { node, room: room.clone(), agent: as_listed(agent, member) }.to_bytes();
