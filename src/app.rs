@@ -14,7 +14,7 @@ use std::{
 };
 
 use aws_lc_rs::rand;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{Resource, getrlimit};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{Notify, watch},
@@ -33,7 +33,7 @@ use crate::{
     },
     data_dir::DataDir,
     door::{self, Door, ToRelay, admission::Admission},
-    host::{Host, Relays},
+    host::{Host, Relays, raise_descriptor_limit},
     http::{
         self, Entrance, Front, Operator,
         ice::{IceOffer, ice_list},
@@ -81,7 +81,6 @@ pub type Reread<'a> = &'a dyn Fn() -> Result<Config, Vec<String>>;
 /// # Errors
 /// One line for people.
 pub fn serve(config: Config, log: &logging::Filter, reread: Reread<'_>) -> Result<(), String> {
-    raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -93,6 +92,7 @@ pub fn serve(config: Config, log: &logging::Filter, reread: Reread<'_>) -> Resul
 }
 
 async fn run(config: Config, log: &logging::Filter, reread: Reread<'_>) -> Result<(), String> {
+    let descriptors = raise_descriptor_limit();
     let mut signals = Signals::new()?;
     let program = Program::this().map_err(|error| format!("cannot find this program: {error}"))?;
     let predecessor = Predecessor::of_this();
@@ -101,6 +101,7 @@ async fn run(config: Config, log: &logging::Filter, reread: Reread<'_>) -> Resul
         None => Inheritance::of_systemd()?,
     };
     let prepared = Prepared::new(config, inheritance)?;
+    tell_descriptors(descriptors);
     if let Some(predecessor) = &predecessor {
         predecessor.relieve()?;
         // Who was revoked there until a moment ago.
@@ -138,11 +139,11 @@ impl Prepared {
     fn new(config: Config, inheritance: Inheritance) -> Result<Self, String> {
         let host = Host::look().map_err(|error| format!("cannot list this host's addresses: {error}"))?;
         let relays = Relays::resolve(&host, &config.turn.relay_ips, &config.public_ips);
-        relays.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         let keys = Keys::of(&config)?;
         let keeping = Keeping::new(&config, &relays)?;
 
         let listeners = Listeners::open(&config, Handed::new(inheritance.listeners)?)?;
+        relays.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         let https = addresses(&listeners.https)[0].port();
         let signaled = Signaled::default();
         let policy = policy(&config, &host, &relays, listeners.others_than_turn(), &signaled);
@@ -197,7 +198,8 @@ impl Prepared {
 
         let (https, turn) = (list(&addresses(&listeners.https)), list(relay.listening()));
         let (tls, admin_at) = (list(&addresses(&listeners.tls)), list(&addresses(&listeners.admin)));
-        tracing::info!(%https, %turn, %tls, admin = %admin_at, "ready");
+        let acme = list(&addresses(&listeners.acme));
+        tracing::info!(%https, %turn, %tls, %acme, admin = %admin_at, "ready");
         systemd::ready();
         tokio::spawn(watchdog::feed(vitals));
         tokio::spawn(clocks::watch());
@@ -235,7 +237,7 @@ impl Appliance {
         Ok(())
     }
 
-    /// Starts the next version, which is ready when this returns, and not yet in charge.
+    /// Starts the next version. When this returns it is ready and reads the relay's listeners, and is not yet in charge.
     fn upgrade(&self, program: &Program, predecessor: Option<&Predecessor>) -> Result<Successor, String> {
         if let Some(before) = predecessor.filter(|before| before.lives()) {
             return Err(format!(
@@ -243,18 +245,28 @@ impl Appliance {
                 before.pid
             ));
         }
-        let shards = self.live.relay.shards();
-        tokio::task::block_in_place(|| Successor::start(program, &self.listeners, shards))
+        let relay = &self.live.relay;
+        tokio::task::block_in_place(|| {
+            let mut successor = Successor::start(program, &self.listeners, relay.shards())?;
+            let links = mem::take(&mut successor.links);
+            match relay.hand_over(links) {
+                Ok(()) => Ok(successor),
+                Err(why) => {
+                    // First: two would read the same listeners.
+                    successor.end();
+                    relay.go_on();
+                    Err(why)
+                }
+            }
+        })
     }
 
     /// The other process is in charge; this one goes on for those who hold an allocation.
-    async fn follow(self, mut successor: Successor, mut signals: Signals) -> Result<(), String> {
+    async fn follow(self, successor: Successor, mut signals: Signals) -> Result<(), String> {
         let Self { live, listeners, ready, shutdown, serving, admin, .. } = self;
         let (relay, pid) = (live.relay, successor.pid());
         admin.abort();
         live.keeping.stop();
-        let links = mem::take(&mut successor.links);
-        tokio::task::block_in_place(|| relay.hand_over(links));
         systemd::main_process(pid);
         drop(listeners);
         close(&ready, &shutdown);
@@ -264,10 +276,7 @@ impl Appliance {
             "process {pid} takes over; this one ends with its last allocation, in {} at most",
             humantime::format_duration(timeout)
         );
-        let wait = successor
-            .go()
-            .map_err(|error| format!("process {pid}, which was to follow, is gone: {error}"))?;
-        let gone = tokio::task::spawn_blocking(wait);
+        let gone = tokio::task::spawn_blocking(successor.go());
         let mut left = pin!(idle(serving, &relay));
         tokio::select! {
             () = &mut left => return Ok(()),
@@ -303,9 +312,15 @@ fn close(ready: &AtomicBool, shutdown: &watch::Sender<bool>) {
 }
 
 /// Returns when nobody is here any more.
-async fn idle(serving: JoinHandle<()>, relay: &Relay) {
+async fn idle(serving: JoinHandle<()>, relay: &Arc<Relay>) {
     let _ = serving.await;
-    while relay.counters().allocations > 0 {
+    loop {
+        // Counting waits for each shard's turn.
+        let counting = Arc::clone(relay);
+        let counters = tokio::task::spawn_blocking(move || counting.counters()).await;
+        if counters.is_ok_and(|counters| counters.allocations == 0) {
+            return;
+        }
         tokio::time::sleep(DRAIN_LOOK).await;
     }
 }
@@ -483,10 +498,8 @@ fn connections_at_most() -> usize {
     usize::try_from(limit / 4 * 3).unwrap_or(usize::MAX)
 }
 
-/// Each allocation and each connection is a descriptor; the soft limit is for programs that use `select`.
-fn raise_descriptor_limit() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
+/// Not before all listeners are open: when one cannot be, that is all there is to say.
+fn tell_descriptors(raised: nix::Result<u64>) {
     match raised {
         Ok(limit) => tracing::info!(
             "{limit} descriptors: {} for connections, the others for relayed addresses and files",

@@ -1,4 +1,4 @@
-//! What this machine's own addresses are, and which of them relay.
+//! This machine: its own addresses, which of them relay, and how many files it lets us have open.
 
 use std::{
     fs, io,
@@ -6,7 +6,10 @@ use std::{
     os::fd::AsRawFd,
 };
 
-use nix::ifaddrs::InterfaceAddress;
+use nix::{
+    ifaddrs::InterfaceAddress,
+    sys::resource::{Resource, getrlimit, setrlimit},
+};
 use socket2::{Domain, Socket, Type};
 
 use crate::turn::RelayAddress;
@@ -187,6 +190,15 @@ fn by_proc() -> io::Result<Vec<IpAddr>> {
     let hex = |line: &str| u128::from_str_radix(line.split(' ').next()?, 16).ok();
     let v6 = listed.lines().filter_map(hex).map(|bits| Ipv6Addr::from_bits(bits).into());
     Ok(v4.chain(v6).collect())
+}
+
+/// Lifts the soft limit of open files, which is for programs that use `select`, to the hard one; gives that.
+///
+/// # Errors
+/// What the kernel says.
+pub fn raise_descriptor_limit() -> nix::Result<u64> {
+    getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard))
 }
 
 fn can_bind_ipv6() -> bool {

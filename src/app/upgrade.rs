@@ -10,7 +10,7 @@ use std::{
     io::{self, IoSlice, IoSliceMut},
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     path::PathBuf,
-    process::{Child, Command},
+    process::{Child, Command, ExitStatus},
     time::Duration,
 };
 
@@ -78,13 +78,19 @@ impl Successor {
             .spawn()
             .map_err(|error| format!("cannot run {}: {error}", program.path.display()))?;
         let mut successor = Self { control, child, links: Vec::new() };
-        successor.get_ready(listeners, shards).map_err(|error| {
-            let _ = successor.child.kill();
-            let ended =
-                successor.child.wait().map_or_else(|_| String::new(), |status| format!(" ({status})"));
-            format!("{} did not get ready: {error}{ended}", program.path.display())
-        })?;
-        Ok(successor)
+        match successor.get_ready(listeners, shards) {
+            Ok(()) => Ok(successor),
+            Err(error) => {
+                let ended = successor.end().map_or_else(String::new, |status| format!(" ({status})"));
+                Err(format!("{} did not get ready: {error}{ended}", program.path.display()))
+            }
+        }
+    }
+
+    /// It will not take over after all. Gives how it ended.
+    pub(super) fn end(mut self) -> Option<ExitStatus> {
+        let _ = self.child.kill();
+        self.child.wait().ok()
     }
 
     fn get_ready(&mut self, listeners: &Listeners, shards: usize) -> io::Result<()> {
@@ -106,17 +112,14 @@ impl Successor {
         self.child.id()
     }
 
-    /// It is in charge from now on. Gives what waits for its end.
-    ///
-    /// # Errors
-    /// When it is gone already.
-    pub(super) fn go(self) -> io::Result<impl FnOnce() + Send> {
+    /// It is in charge from now on. Gives what waits for its end, which has come already if it cannot be told.
+    pub(super) fn go(self) -> impl FnOnce() + Send {
         let Self { control, mut child, .. } = self;
-        send(&control, GO, &[])?;
-        Ok(move || {
+        let _ = send(&control, GO, &[]);
+        move || {
             let _ = child.wait();
             drop(control);
-        })
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 //! relayed addresses are live, for their agents meet.
 
 use std::{
-    io::{self, IoSlice, Read},
+    io::{self, IoSlice, Read, Write},
     net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6},
     os::fd::{AsRawFd, OwnedFd, RawFd},
     time::Duration,
@@ -43,10 +43,10 @@ pub enum Word<'a> {
 
 /// Bytes of buffer that the kernel is asked for.
 const BUFFER: usize = 4 << 20;
-/// For the other end to make room; it is in the middle of a turn.
-const PATIENCE: Duration = Duration::from_millis(20);
 /// The longest message: the longest datagrams, and what says whose they are.
-pub const LONGEST: usize = 65_536 + 2 * ADDRESS + 16;
+pub const LONGEST: usize = 65_536 + HEAD;
+/// Bytes of a word without its payload, at most.
+const HEAD: usize = 2 * ADDRESS + 16;
 /// Words that say no payload share a message of so many bytes at most.
 const GATHERED: usize = 16 << 10;
 /// Bytes of an address: IPv6, port, scope.
@@ -68,40 +68,50 @@ impl Link {
         Ok(Self(socket))
     }
 
-    /// Tells one thing.
+    /// Tells one thing, and waits so long for the other end to make room, which may be in the middle of a turn.
     ///
     /// # Errors
-    /// When the other end is gone, or takes nothing for too long.
-    pub fn tell(&self, word: Word<'_>) -> io::Result<()> {
-        let mut head = Vec::with_capacity(64);
-        let bytes = write(word, &mut head);
-        self.send(&head, bytes)
+    /// When the other end is gone, or has no room: `WouldBlock` or `TimedOut`.
+    pub fn tell(&self, word: Word<'_>, patience: Duration) -> io::Result<()> {
+        let mut head = [0; HEAD];
+        let mut left = &mut head[..];
+        let bytes = write(word, &mut left);
+        let length = HEAD - left.len();
+        self.send(&head[..length], bytes, patience)
     }
 
-    /// Tells many things that have no payload.
+    /// Tells many things that have no payload, and waits so long for each message of them.
     ///
     /// # Errors
     /// As [`Self::tell`].
-    pub fn tell_all<'a>(&self, words: impl Iterator<Item = Word<'a>>) -> io::Result<()> {
+    pub fn tell_all<'a>(&self, words: impl Iterator<Item = Word<'a>>, patience: Duration) -> io::Result<()> {
         let mut gathered = Vec::with_capacity(GATHERED);
         for word in words {
             write(word, &mut gathered);
-            if gathered.len() + 64 > GATHERED {
-                self.send(&gathered, &[])?;
+            if gathered.len() + HEAD > GATHERED {
+                self.send(&gathered, &[], patience)?;
                 gathered.clear();
             }
         }
-        if gathered.is_empty() { Ok(()) } else { self.send(&gathered, &[]) }
+        if gathered.is_empty() { Ok(()) } else { self.send(&gathered, &[], patience) }
     }
 
-    fn send(&self, head: &[u8], bytes: &[u8]) -> io::Result<()> {
+    /// Tells what [`message`] made, at once or not.
+    ///
+    /// # Errors
+    /// As [`Self::tell`].
+    pub fn say(&self, message: &[u8]) -> io::Result<()> {
+        self.send(message, &[], Duration::ZERO)
+    }
+
+    fn send(&self, head: &[u8], bytes: &[u8], mut patience: Duration) -> io::Result<()> {
         let pieces = [IoSlice::new(head), IoSlice::new(bytes)];
         loop {
             match self.0.send_vectored(&pieces) {
                 Ok(_) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    crate::poll::wait_for_room(self, PATIENCE)?
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && !patience.is_zero() => {
+                    crate::poll::wait_for_room(self, std::mem::take(&mut patience))?
                 }
                 Err(error) => return Err(error),
             }
@@ -141,8 +151,17 @@ impl From<Link> for OwnedFd {
     }
 }
 
+/// A word as one message, for [`Link::say`].
+#[must_use]
+pub fn message(word: Word<'_>) -> Vec<u8> {
+    let mut message = Vec::new();
+    let payload = write(word, &mut message);
+    message.extend_from_slice(payload);
+    message
+}
+
 /// Gives the payload, which is not copied.
-fn write<'a>(word: Word<'a>, to: &mut Vec<u8>) -> &'a [u8] {
+fn write<'a>(word: Word<'a>, to: &mut impl Write) -> &'a [u8] {
     let (kind, addresses, payload): (u8, [Option<SocketAddr>; 2], &[u8]) = match word {
         Word::Datagrams { client, bytes, .. } => (0, [Some(client.client), Some(client.server)], bytes),
         Word::Owns(client) => (1, [Some(client.client), Some(client.server)], &[]),
@@ -152,18 +171,19 @@ fn write<'a>(word: Word<'a>, to: &mut Vec<u8>) -> &'a [u8] {
         Word::Done => (5, [None, None], &[]),
         Word::Revoked(agent) => (6, [None, None], agent.as_bytes()),
     };
-    to.push(kind);
+    let mut put = |bytes: &[u8]| to.write_all(bytes).expect("HEAD holds every word");
+    put(&[kind]);
     for address in addresses.into_iter().flatten() {
         let (ip, scope) = match address {
             SocketAddr::V4(v4) => (v4.ip().to_ipv6_mapped(), 0),
             SocketAddr::V6(v6) => (*v6.ip(), v6.scope_id()),
         };
-        to.extend_from_slice(&ip.octets());
-        to.extend_from_slice(&address.port().to_ne_bytes());
-        to.extend_from_slice(&scope.to_ne_bytes());
+        put(&ip.octets());
+        put(&address.port().to_ne_bytes());
+        put(&scope.to_ne_bytes());
     }
     if let Word::Datagrams { segment, .. } = word {
-        to.extend_from_slice(&(segment as u32).to_ne_bytes());
+        put(&(segment as u32).to_ne_bytes());
     }
     payload
 }
@@ -215,8 +235,12 @@ fn take<const N: usize>(message: &mut &[u8]) -> Option<[u8; N]> {
 
 #[cfg(test)]
 mod tests {
-    use super::{LONGEST, Link, Word, words};
+    use std::{io, time::Duration};
+
+    use super::{LONGEST, Link, Word, message, words};
     use crate::turn::{FiveTuple, Transport};
+
+    const PATIENCE: Duration = Duration::from_millis(20);
 
     fn client(client: &str) -> FiveTuple {
         let [client, server] = [client, "[2001:db8::5]:3478"].map(|at| at.parse().unwrap());
@@ -229,11 +253,11 @@ mod tests {
         let (v4, v6) = (client("9.0.0.1:1000"), client("[fe80::1%3]:2000"));
         let told =
             [Word::Owns(v4), Word::Owns(v6), Word::Left(v4), Word::Live(v4.client), Word::Dead(v6.client)];
-        one.tell_all(told.into_iter()).unwrap();
+        one.tell_all(told.into_iter(), PATIENCE).unwrap();
         let datagrams = Word::Datagrams { client: v6, segment: 1_200, bytes: &[7; 60_000] };
-        one.tell(datagrams).unwrap();
-        one.tell(Word::Revoked("agent-7")).unwrap();
-        one.tell(Word::Done).unwrap();
+        one.tell(datagrams, PATIENCE).unwrap();
+        one.say(&message(Word::Revoked("agent-7"))).unwrap();
+        one.tell(Word::Done, PATIENCE).unwrap();
         drop(one);
         let mut buffer = vec![0; LONGEST];
         assert_eq!(words(other.receive(&mut buffer).unwrap()).collect::<Vec<_>>(), told);
@@ -250,13 +274,23 @@ mod tests {
     fn many_words_take_few_messages() {
         let (one, other) = Link::pair().unwrap();
         let owned = |port: u16| Word::Owns(client(&format!("9.0.0.1:{port}")));
-        one.tell_all((1..2_001).map(owned)).unwrap();
+        one.tell_all((1..2_001).map(owned), PATIENCE).unwrap();
         let (mut buffer, mut heard, mut messages) = (vec![0; LONGEST], 0, 0);
         while let Some(message) = other.receive(&mut buffer) {
             heard += words(message).count();
             messages += 1;
         }
         assert_eq!((heard, messages), (2_000, 6));
+    }
+
+    #[test]
+    fn an_end_that_takes_nothing_is_waited_for_once() {
+        let (one, _other) = Link::pair().unwrap();
+        let datagrams =
+            Word::Datagrams { client: client("9.0.0.1:1000"), segment: 1_200, bytes: &[7; 60_000] };
+        let full = (0..1_000).find_map(|_| one.tell(datagrams, Duration::ZERO).err()).unwrap();
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(one.tell(datagrams, PATIENCE).unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 
     #[test]

@@ -25,7 +25,7 @@ use std::{
 };
 
 use self::{
-    shard::{Command, Listener, Mailbox, Place, Shard},
+    shard::{Command, Listener, Mailbox, Place, Shard, Standing},
     xdp::{Attachments, Maps, Mirror},
 };
 use crate::{
@@ -82,7 +82,7 @@ pub struct Kernel {
 pub struct Relay {
     listening: Vec<SocketAddr>,
     mailboxes: Arc<[Mailbox]>,
-    adopted: Adopted,
+    standing: Arc<Standing>,
     quotas: Quotas,
     kernel: Option<Kernel>,
     /// Whose turn it is to take the next stream.
@@ -90,11 +90,10 @@ pub struct Relay {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// The rules that came after those of the start, for shards that start anew.
-type Adopted = Arc<Mutex<Option<Rules>>>;
-
 /// For a shard to answer; it does so between two batches.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Before a shard that could not start anew tries again.
+const REST: Duration = Duration::from_secs(1);
 /// A shard has so many ports at least.
 pub const PORTS_PER_SHARD: usize = 1_024;
 
@@ -135,27 +134,45 @@ impl Relay {
     /// Goes by other rules and quotas from now on; nothing that lives is touched.
     pub fn adopt(&self, rules: &Rules, quotas: Limits) {
         self.quotas.adopt(quotas);
-        *self.adopted.lock().unwrap_or_else(PoisonError::into_inner) = Some(rules.clone());
+        *self.standing.rules.lock().unwrap_or_else(PoisonError::into_inner) = Some(rules.clone());
         self.mailboxes.iter().for_each(|shard| shard.tell(Command::Adopt(Box::new(rules.clone()))));
     }
 
     /// Lets the relay at the other ends of `links`, one for each shard, have the listeners, and tells it who is here. Takes
     /// nobody new from now on.
-    pub fn hand_over(&self, links: Vec<Link>) {
+    ///
+    /// # Errors
+    /// When a shard cannot, in one line for people. End the other process then, and let this one [go on](Self::go_on).
+    pub fn hand_over(&self, links: Vec<Link>) -> Result<(), String> {
         if let Some(kernel) = &self.kernel {
             kernel.attachments.leave();
         }
-        for (shard, link) in self.mailboxes.iter().zip(links) {
+        for (index, (shard, link)) in self.mailboxes.iter().zip(links).enumerate() {
             let (to, done) = mpsc::sync_channel(1);
             shard.tell(Command::HandOver(link, to));
-            // A shard that does not answer has fallen: it starts anew, and reads its listeners.
-            let _ = done.recv_timeout(PATIENCE);
+            let handed_over = done.recv_timeout(PATIENCE).map_err(|_| "it does not answer".to_owned());
+            handed_over
+                .and_then(|handed_over| handed_over.map_err(|error| error.to_string()))
+                .map_err(|why| format!("relay shard {index} cannot be handed over: {why}"))?;
         }
+        self.standing.drains.store(true, Relaxed);
+        self.standing.is_handed_over.store(true, Relaxed);
+        Ok(())
     }
 
-    /// Reads the listeners again: the process that had them has come to nothing.
+    /// Reads the listeners again, for those who are here: the process that had them has come to nothing.
     pub fn take_back(&self) {
-        self.mailboxes.iter().for_each(|shard| shard.tell(Command::TakeBack));
+        self.standing.is_handed_over.store(false, Relaxed);
+        self.return_with(|| Command::TakeBack);
+    }
+
+    /// Goes on as before a [`hand_over`](Self::hand_over) that failed.
+    pub fn go_on(&self) {
+        self.return_with(|| Command::GoOn);
+    }
+
+    fn return_with(&self, command: impl Fn() -> Command) {
+        self.mailboxes.iter().for_each(|shard| shard.tell(command()));
         if let Some(kernel) = &self.kernel {
             kernel.attachments.come_back();
         }
@@ -174,6 +191,7 @@ impl Relay {
 
     /// No new allocations from now on.
     pub fn drain(&self) {
+        self.standing.drains.store(true, Relaxed);
         self.mailboxes.iter().for_each(|shard| shard.tell(Command::Drain));
     }
 
@@ -244,14 +262,14 @@ fn start_shards(
     let (mailboxes, inboxes): (Vec<_>, Vec<_>) = both.into_iter().unzip();
     let mailboxes: Arc<[Mailbox]> = mailboxes.into();
     let segmentation = probe();
-    let adopted = Adopted::default();
+    let standing = Arc::<Standing>::default();
     let links = links.into_iter().map(Some).chain(iter::repeat_with(|| None));
     let places = listeners.into_iter().zip(inboxes).zip(links).enumerate();
     let start = |(index, ((listeners, inbox), link)): (usize, ((Vec<Listener>, _), _))| {
         let (config, mailboxes) = (config.clone(), Arc::clone(&mailboxes));
-        let adopted = Arc::clone(&adopted);
+        let standing = Arc::clone(&standing);
         let (listeners, link) = (listeners.into(), Mutex::new(link));
-        let place = Place { index, listeners, segmentation, inbox, mailboxes, link, adopted };
+        let place = Place { index, listeners, segmentation, inbox, mailboxes, link, standing };
         let first = shard(&config, &place)?;
         std::thread::Builder::new()
             .name(format!("relay-{index}"))
@@ -259,7 +277,7 @@ fn start_shards(
     };
     let threads = places.map(start).collect::<io::Result<_>>()?;
     let (quotas, kernel) = (config.quotas.clone(), config.kernel.clone());
-    Ok(Relay { listening, mailboxes, adopted, quotas, kernel, turn: AtomicUsize::new(0), threads })
+    Ok(Relay { listening, mailboxes, standing, quotas, kernel, turn: AtomicUsize::new(0), threads })
 }
 
 /// The n-th socket of each address is the n-th shard's.
@@ -318,10 +336,23 @@ fn supervise(mut running: Shard, config: &RelayConfig, place: &Place) {
         }
         drop(running);
         forget_ports(config, index, place.mailboxes.len());
-        running = match shard(config, place) {
-            Ok(shard) => shard,
-            Err(error) => return tracing::error!("relay shard {index} cannot start anew: {error}"),
-        };
+        let Some(anew) = start_anew(config, place) else { return };
+        running = anew;
+    }
+}
+
+/// What the kernel refuses now it may give in a moment. `None` when told to stop.
+fn start_anew(config: &RelayConfig, place: &Place) -> Option<Shard> {
+    loop {
+        match shard(config, place) {
+            Ok(shard) => return Some(shard),
+            Err(error) => {
+                tracing::error!("relay shard {} cannot start anew, and tries again: {error}", place.index)
+            }
+        }
+        if !place.inbox.rest(clock::now().mono + REST) {
+            return None;
+        }
     }
 }
 
@@ -343,8 +374,11 @@ fn shard(config: &RelayConfig, place: &Place) -> io::Result<Shard> {
         announces_routes: config.kernel.is_some(),
     };
     let mut server = Server::new(setup);
-    if let Some(rules) = place.adopted.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+    if let Some(rules) = place.standing.rules.lock().unwrap_or_else(PoisonError::into_inner).clone() {
         server.adopt(rules);
+    }
+    if place.standing.drains.load(Relaxed) {
+        server.drain();
     }
     let of_kernel =
         |kernel: &Kernel| Mirror::new(&kernel.maps, index, count, relays.clone(), clock::now().mono);
@@ -372,24 +406,36 @@ fn forget_ports(config: &RelayConfig, index: usize, count: usize) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, atomic::AtomicUsize};
+    use std::{
+        sync::{Arc, atomic::AtomicUsize},
+        time::Duration,
+    };
 
-    use super::{Adopted, Mailbox, Relay, share};
-    use crate::turn::quota::{Limits, Quotas};
+    use super::{Command, Link, Mailbox, Relay, Standing, share};
+    use crate::{
+        clock,
+        turn::quota::{Limits, Quotas},
+    };
 
     #[test]
     fn a_shard_that_does_not_answer_is_named() {
-        let (mailbox, _nobody_reads) = Mailbox::new().unwrap();
+        let (mailbox, nobody_reads) = Mailbox::new().unwrap();
         let mut relay = Relay {
             listening: Vec::new(),
             mailboxes: Arc::new([mailbox]),
-            adopted: Adopted::default(),
+            standing: Arc::<Standing>::default(),
             quotas: Quotas::new(Limits::default()),
             kernel: None,
             turn: AtomicUsize::new(0),
             threads: Vec::new(),
         };
         assert_eq!(relay.stuck(), Some(0));
+        let (link, _other) = Link::pair().unwrap();
+        let why = relay.hand_over(vec![link]).unwrap_err();
+        assert_eq!(why, "relay shard 0 cannot be handed over: it does not answer");
+        assert!(nobody_reads.rest(clock::now().mono), "neither is told of what it cannot do");
+        relay.mailboxes[0].tell(Command::Stop);
+        assert!(!nobody_reads.rest(clock::now().mono + Duration::from_secs(10)), "but that it is over");
         relay.mailboxes = Arc::new([]);
         assert_eq!(relay.stuck(), None);
     }

@@ -6,7 +6,8 @@ use std::{
     net::{SocketAddr, UdpSocket},
     sync::{
         Arc, Mutex, PoisonError,
-        mpsc::{self, Receiver, Sender, SyncSender, TryRecvError},
+        atomic::{AtomicBool, Ordering::Relaxed},
+        mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError},
     },
     thread,
     time::{Duration, Instant},
@@ -50,9 +51,11 @@ pub enum Command {
     /// Go by other rules.
     Adopt(Box<Rules>),
     /// Let the shard at the other end have the clients to come, and say when it is so.
-    HandOver(Link, SyncSender<()>),
+    HandOver(Link, SyncSender<io::Result<()>>),
     /// That one came to nothing.
     TakeBack,
+    /// It did so before it was in charge.
+    GoOn,
     /// End the allocations of an agent.
     Revoke(Box<str>),
     /// No new allocations.
@@ -93,6 +96,19 @@ impl Mailbox {
     }
 }
 
+impl Inbox {
+    /// Rests for so long; whoever asks for something meanwhile is not heard. Gives whether to go on then.
+    pub fn rest(&self, until: Instant) -> bool {
+        loop {
+            match self.commands.recv_timeout(until.saturating_duration_since(clock::now().mono)) {
+                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
+                Ok(_) => {}
+                Err(RecvTimeoutError::Timeout) => return true,
+            }
+        }
+    }
+}
+
 /// Where clients send to.
 pub struct Listener {
     /// Shared with the same listener of the other shards.
@@ -116,7 +132,18 @@ pub struct Place {
     /// To the shard that had the listeners before, once.
     pub link: Mutex<Option<Link>>,
     /// What it goes by, if not by what it was built from.
-    pub adopted: Arc<Mutex<Option<Rules>>>,
+    pub standing: Arc<Standing>,
+}
+
+/// What all shards were told since they were started: those that start anew go by it, too.
+#[derive(Default)]
+pub struct Standing {
+    /// The last rules.
+    pub rules: Mutex<Option<Rules>>,
+    /// Nobody new is taken.
+    pub drains: AtomicBool,
+    /// Another process reads the listeners.
+    pub is_handed_over: AtomicBool,
 }
 
 /// All that a shard owns.
@@ -162,7 +189,7 @@ const RELAY_READ: usize = 32;
 /// one train. With fewer, nobody waits; with many, they are trains already.
 const BUSY: usize = 4;
 const REST: Duration = Duration::from_micros(200);
-/// A parcel that another shard was too busy to take is offered again after that.
+/// What another shard, or the other process, was too busy to take is offered again after that.
 const AGAIN: Duration = Duration::from_millis(1);
 /// The streams are looked at that often, while there are any.
 const LOOK: Duration = Duration::from_secs(5);
@@ -195,7 +222,7 @@ impl Shard {
         if let Some(link) = &link {
             // Who reads the listeners says when it does so no more.
             poll.add(link, LINK)?;
-        } else {
+        } else if !place.standing.is_handed_over.load(Relaxed) {
             for (index, listener) in place.listeners.iter().enumerate() {
                 poll.add(&listener.socket, index as u64)?;
             }
@@ -254,6 +281,7 @@ impl Shard {
             self.close_overdue_streams();
             self.look_at_kernel();
             self.apply_effects();
+            self.catch_up();
             self.send_all();
             self.flush_streams();
             if obeyed == Obeyed::Stop {
@@ -268,7 +296,7 @@ impl Shard {
 
     fn next_deadline(&self) -> Option<Instant> {
         let look = (!self.streams.is_empty()).then_some(self.look);
-        let again = self.holds_parcels().then(|| clock::now().mono + AGAIN);
+        let again = (self.holds_parcels() || self.other.is_behind()).then(|| clock::now().mono + AGAIN);
         let kernel = self.mirror.as_ref().and_then(Mirror::next_look);
         self.server.poll_timeout().into_iter().chain(look).chain(again).chain(kernel).min()
     }
@@ -280,11 +308,9 @@ impl Shard {
                 Ok(Command::Welcome(client)) => self.welcome(*client),
                 Ok(Command::Reclaim(idle)) => self.server.reclaim(&idle, self.now.mono),
                 Ok(Command::Adopt(rules)) => self.server.adopt(*rules),
-                Ok(Command::HandOver(link, done)) => {
-                    self.hand_over(link);
-                    _ = done.send(());
-                }
+                Ok(Command::HandOver(link, done)) => _ = done.send(self.hand_over(link)),
                 Ok(Command::TakeBack) => self.take_back(),
+                Ok(Command::GoOn) => self.go_on(),
                 Ok(Command::Revoke(agent)) => self.revoke(&agent),
                 Ok(Command::Drain) => self.server.drain(),
                 Err(TryRecvError::Empty) => return Obeyed::GoOn,

@@ -48,7 +48,7 @@ pub enum Reach {
     Discarded,
 }
 
-/// The rules, and what this host is. Cheap to clone.
+/// The rules, and what this host is.
 #[derive(Clone, Debug)]
 pub struct Policy {
     /// The addresses that relay sockets use.

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 
 use super::counters::PortCounts;
 
-/// How many ports are kept bound ahead of demand. A batch of requests is smaller than that.
+/// How many ports are kept bound ahead of demand, so that a burst of requests does not wait for the kernel.
 pub const RESERVE: usize = 96;
 
 /// Ports of one relay address.
@@ -82,17 +82,5 @@ impl Ports {
     pub fn count(&self) -> PortCounts {
         let free = self.free.len() + self.binding;
         PortCounts { free: free as u64, bound: self.reserve.len() as u64, live: self.live as u64 }
-    }
-
-    /// Ports that no allocation holds, bound or not.
-    #[must_use]
-    pub fn free(&self) -> usize {
-        self.free.len() + self.reserve.len() + self.binding
-    }
-
-    /// Ports that allocations hold.
-    #[must_use]
-    pub fn live(&self) -> usize {
-        self.live
     }
 }

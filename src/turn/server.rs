@@ -141,6 +141,11 @@ impl Server {
         self.draining = true;
     }
 
+    /// New allocations again.
+    pub fn admit(&mut self) {
+        self.draining = false;
+    }
+
     /// Goes by other rules from now on. What has been granted stays granted until its time is over: a permission for five
     /// minutes, a channel for ten.
     pub fn adopt(&mut self, rules: Rules) {

@@ -2,7 +2,11 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use halfway::{clock, credentials::turn_rest::TurnSecrets, relay::Relay};
+use halfway::{
+    clock,
+    credentials::turn_rest::TurnSecrets,
+    relay::{Link, Relay},
+};
 use tokio::{net::UdpSocket, time::timeout};
 use turn::client::{Client, ClientConfig};
 use webrtc_util::Conn;
@@ -172,6 +176,30 @@ async fn noise_disturbs_nobody() {
     let counters = relay.counters();
     assert_eq!((counters.allocations, counters.to_clients.packets), (1, 100));
     assert!(counters.drops.iter().sum::<u64>() > 1_000, "{counters:?}");
+}
+
+#[tokio::test]
+async fn a_relay_that_cannot_be_handed_over_goes_on_for_everybody() {
+    let relay = start("127.0.0.1:0");
+    let links = || (0..relay.shards()).map(|_| Link::pair().unwrap()).unzip::<_, _, Vec<_>, Vec<_>>();
+    let before = client(&relay, "127.0.0.1:0").await;
+    let (peer, mut buffer) = (echo().await, [0; 4]);
+    let conn = before.allocate().await.unwrap();
+    let (ours, theirs) = links();
+    // Of the process that was to follow nothing is left.
+    drop(theirs);
+    let why = relay.hand_over(ours).unwrap_err();
+    assert!(why.starts_with("relay shard 0 cannot be handed over: "), "{why}");
+    relay.go_on();
+    conn.send_to(b"here", peer).await.unwrap();
+    timeout(PATIENCE, conn.recv_from(&mut buffer)).await.unwrap().unwrap();
+    for _ in 0..8 {
+        // Clients of all shards, old and new.
+        client(&relay, "127.0.0.1:0").await.allocate().await.unwrap();
+    }
+    let (ours, _theirs) = links();
+    relay.hand_over(ours).unwrap();
+    assert_eq!(relay.counters().allocations, 9, "they are served through the other process");
 }
 
 #[test]

@@ -1,13 +1,25 @@
 //! A shard's part in an upgrade: giving its clients' datagrams away, and passing on those of the other's clients.
 
-use std::{collections::HashSet, net::SocketAddr};
+use std::{
+    collections::{HashSet, VecDeque},
+    io,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use super::{LINK, Shard};
 use crate::{
-    relay::handover::{LONGEST, Link, Word, words},
+    relay::handover::{LONGEST, Link, Word, message, words},
     turn::{FiveTuple, RelayPort, Transport, counters::Dropped},
     udp::Arrived,
 };
+
+/// For the other end to take datagrams: once a turn, for there are others to serve.
+const PATIENCE: Duration = Duration::from_millis(20);
+/// For the other end to take what it must know before it begins, message by message.
+const HANDING_OVER: Duration = Duration::from_millis(250);
+/// Messages that the other end may be behind; then it is as good as gone.
+const MAX_UNSAID: usize = 65_536;
 
 /// The shard of the same listeners in the other process, while there is one.
 #[derive(Default)]
@@ -17,19 +29,53 @@ pub(super) struct Other {
     clients: HashSet<FiveTuple>,
     /// What it says is copied from here. Empty where there is no other.
     buffer: Vec<u8>,
+    /// What it had no room for yet.
+    unsaid: VecDeque<Vec<u8>>,
+    /// The turn in which it was last waited for.
+    waited: Option<Instant>,
 }
 
 impl Other {
     pub(super) fn new(link: Option<Link>) -> Self {
         let buffer = vec![0; if link.is_some() { LONGEST } else { 0 }];
-        Self { link, clients: HashSet::new(), buffer }
+        Self { link, buffer, ..Self::default() }
     }
 
-    /// Nothing is lost by not being told: who cannot be told is gone.
-    fn tell(&self, word: Word<'_>) {
-        if let Some(link) = &self.link {
-            let _ = link.tell(word);
+    /// At once, or as soon as there is room.
+    fn tell(&mut self, word: Word<'_>) {
+        if self.link.is_some() && self.unsaid.len() < MAX_UNSAID {
+            self.unsaid.push_back(message(word));
+            self.catch_up();
         }
+    }
+
+    /// Says what there was no room for.
+    fn catch_up(&mut self) {
+        let Some(link) = &self.link else { return };
+        while let Some(message) = self.unsaid.front() {
+            match link.say(message) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // Who cannot be told is gone.
+                Ok(()) | Err(_) => _ = self.unsaid.pop_front(),
+            }
+        }
+    }
+
+    /// Whether the other took the datagrams; it is waited for once in the turn that began `now`.
+    fn pass(&mut self, datagrams: Word<'_>, now: Instant) -> bool {
+        let Some(link) = &self.link else { return false };
+        match link.tell(datagrams, Duration::ZERO) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && self.waited != Some(now) => {
+                self.waited = Some(now);
+                link.tell(datagrams, PATIENCE).is_ok()
+            }
+            passed => passed.is_ok(),
+        }
+    }
+
+    /// Whether it has yet to be told something.
+    pub(super) fn is_behind(&self) -> bool {
+        !self.unsaid.is_empty()
     }
 
     pub(super) fn link(&self) -> Option<&Link> {
@@ -45,30 +91,36 @@ impl Other {
 /// In the old process.
 impl Shard {
     /// From now on the other shard reads the listeners, and this one takes nobody new.
-    pub(super) fn hand_over(&mut self, link: Link) {
+    ///
+    /// # Errors
+    /// When the other could not be told all: then nobody reads them until [`Self::go_on`].
+    pub(super) fn hand_over(&mut self, link: Link) -> io::Result<()> {
         self.server.drain();
         self.listen(false);
         for port in self.server.release_reserve() {
             self.sockets.close(port);
         }
         self.other = Other::new(Some(link));
-        let Some(link) = self.other.link() else { return };
+        let Some(link) = self.other.link() else { return Ok(()) };
         let clients =
             self.server.clients().filter(|client| client.transport == Transport::Udp).map(Word::Owns);
-        let told = link
-            .tell_all(clients.chain(self.server.relayed().map(|at| Word::Live(self.bound(at)))))
-            .and_then(|()| link.tell(Word::Done))
-            .and_then(|()| self.poll.add(link, LINK));
-        if let Err(error) = told {
-            tracing::error!("relay shard {} cannot be handed over, and goes on: {error}", self.index);
-            self.take_back();
-        }
+        let live = self.server.relayed().map(|at| Word::Live(self.bound(at)));
+        link.tell_all(clients.chain(live), HANDING_OVER)?;
+        link.tell(Word::Done, HANDING_OVER)?;
+        self.poll.add(link, LINK)
     }
 
     /// The other process has come to nothing: this one reads its listeners again.
     pub(super) fn take_back(&mut self) {
         self.forget_other();
         self.listen(true);
+    }
+
+    /// The other process was never in charge: all is as it was before.
+    pub(super) fn go_on(&mut self) {
+        self.take_back();
+        self.server.admit();
+        self.top_up();
     }
 }
 
@@ -124,7 +176,7 @@ impl Shard {
         }
         let bytes = self.arena.bytes(arrived.start..arrived.start + arrived.length);
         let datagrams = Word::Datagrams { client: *client, segment: arrived.segment, bytes };
-        if self.other.link().is_none_or(|link| link.tell(datagrams).is_err()) {
+        if !self.other.pass(datagrams, self.now.mono) {
             self.server.count_dropped(Dropped::Unsendable, arrived.datagrams().count() as u64);
         }
         true
@@ -136,7 +188,12 @@ impl Shard {
         self.other.tell(Word::Revoked(agent));
     }
 
-    pub(super) fn tell_relayed(&self, at: RelayPort, is_live: bool) {
+    /// What the other process has yet to know.
+    pub(super) fn catch_up(&mut self) {
+        self.other.catch_up();
+    }
+
+    pub(super) fn tell_relayed(&mut self, at: RelayPort, is_live: bool) {
         let at = self.bound(at);
         self.other.tell(if is_live { Word::Live(at) } else { Word::Dead(at) });
     }
@@ -146,7 +203,7 @@ impl Shard {
         (self.relays[usize::from(at.relay)].bound, at.port).into()
     }
 
-    pub(super) fn tell_left(&self, client: FiveTuple) {
+    pub(super) fn tell_left(&mut self, client: FiveTuple) {
         if client.transport == Transport::Udp {
             self.other.tell(Word::Left(client));
         }

@@ -186,10 +186,15 @@ impl Shard {
     }
 
     fn wrap(&mut self, ToClient { client, wrap }: ToClient, payloads: Payloads) {
-        match (client.transport, self.way_to(&client), self.streams.index_of(&client)) {
-            (Transport::Udp, Some(way), _) => self.wrap_for_datagrams(&way, wrap, payloads),
-            (Transport::Tcp, _, Some(index)) => self.wrap_for_stream(index, wrap, payloads),
-            _ => self.server.count_dropped(Dropped::Unsendable, payloads.load.packets as u64),
+        let packets = payloads.load.packets as u64;
+        let wrapped = match client.transport {
+            Transport::Udp => self.way_to(&client).map(|way| self.wrap_for_datagrams(&way, wrap, payloads)),
+            Transport::Tcp => {
+                self.streams.index_of(&client).map(|index| self.wrap_for_stream(index, wrap, payloads))
+            }
+        };
+        if wrapped.is_none() {
+            self.server.count_dropped(Dropped::Unsendable, packets);
         }
     }
 

@@ -131,8 +131,8 @@ fn run(steps: &[Step]) {
         }
         top_up(&mut server, 2);
         for (relay, live) in (0..).zip(live) {
-            let ports = server.ports(relay);
-            assert_eq!((ports.live(), ports.free()), (live, PORTS.len() - live));
+            let ports = server.ports(relay).count();
+            assert_eq!((ports.live, ports.free + ports.bound), (live as u64, (PORTS.len() - live) as u64));
         }
         let counters = server.counters();
         let allocations = counters.allocations;
@@ -148,7 +148,8 @@ fn run(steps: &[Step]) {
     let counters = server.counters();
     assert_eq!((counters.allocations_on_streams, counters.ports.live, counters.deadlines), (0, 0, 0));
     for relay in 0..2 {
-        assert_eq!((server.ports(relay).live(), server.ports(relay).free()), (0, PORTS.len()));
+        let ports = server.ports(relay).count();
+        assert_eq!((ports.live, ports.free + ports.bound), (0, PORTS.len() as u64));
     }
     assert!(server.poll_timeout().is_none(), "no deadline is left");
     let gone = std::iter::from_fn(|| server.poll_effect());
