@@ -4,7 +4,7 @@
 //! It is asked when a permission or a channel is made, and never for a packet.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     net::IpAddr,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
@@ -18,7 +18,7 @@ use crate::clock::Now;
 /// Addresses that one agent may have been told; of more, the latest.
 const MAX_ADDRESSES: usize = 256;
 
-/// Agents that are remembered; of more, those that heard of one latest.
+/// Agents that are remembered; of more, those that were told something, or made use of it, latest.
 const MAX_AGENTS: usize = 65_536;
 
 /// How long an address is good: an agent that goes on using it has its permission made anew, which counts.
@@ -31,13 +31,18 @@ pub struct Signaled(Arc<RwLock<Book>>);
 #[derive(Debug, Default)]
 struct Book {
     by_agent: HashMap<Arc<str>, Told>,
-    /// In the order in which they were first told something.
-    order: VecDeque<Arc<str>>,
+    /// By when they were last told something, or made use of it.
+    by_use: BTreeMap<u64, Arc<str>>,
+    last_use: u64,
 }
 
-/// What one agent was told, the latest last: an address, and until when it is good, in Unix seconds.
+/// What one agent was told.
 #[derive(Debug, Default)]
-struct Told(VecDeque<(IpAddr, u64)>);
+struct Told {
+    /// The latest last: an address, and until when it is good, in Unix seconds.
+    addresses: VecDeque<(IpAddr, u64)>,
+    used: u64,
+}
 
 impl Signaled {
     /// `agent` was told these addresses by another agent of its room.
@@ -57,42 +62,54 @@ impl Signaled {
     pub fn has_told(&self, now: Now, agent: &str, address: IpAddr) -> bool {
         let (now, address) = (now.unix(), address.to_canonical());
         let mut book = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(told) = book.by_agent.get_mut(agent) else { return false };
-        let is_good = told.0.iter().any(|(known, until)| *known == address && now < *until);
+        let Some(told) = book.by_agent.get(agent) else { return false };
+        let is_good = told.addresses.iter().any(|(known, until)| *known == address && now < *until);
         if is_good {
-            told.add(address, now.saturating_add(GOOD_FOR.as_secs()));
+            book.told(agent).add(address, now.saturating_add(GOOD_FOR.as_secs()));
         }
         is_good
     }
 }
 
 impl Book {
+    /// What an agent was told, which is of use now.
     fn told(&mut self, agent: &str) -> &mut Told {
-        if !self.by_agent.contains_key(agent) {
-            let agent: Arc<str> = agent.into();
-            self.order.push_back(Arc::clone(&agent));
-            self.by_agent.insert(agent, Told::default());
-            if self.order.len() > MAX_AGENTS {
-                let first = self.order.pop_front().expect("there are many");
-                self.by_agent.remove(&first);
-            }
+        self.last_use += 1;
+        let used = self.last_use;
+        let name = match self.by_agent.get(agent) {
+            Some(told) => self.by_use.remove(&told.used).expect("each has its place"),
+            None => self.add(agent),
+        };
+        self.by_use.insert(used, Arc::clone(&name));
+        let told = self.by_agent.get_mut(&name).expect("it is there by now");
+        told.used = used;
+        told
+    }
+
+    fn add(&mut self, agent: &str) -> Arc<str> {
+        if self.by_agent.len() >= MAX_AGENTS
+            && let Some((_, longest_unused)) = self.by_use.pop_first()
+        {
+            self.by_agent.remove(&longest_unused);
         }
-        self.by_agent.get_mut(agent).expect("it is there by now")
+        let agent: Arc<str> = agent.into();
+        self.by_agent.insert(Arc::clone(&agent), Told::default());
+        agent
     }
 }
 
 impl Told {
     fn add(&mut self, address: IpAddr, until: u64) {
-        self.0.retain(|(known, _)| *known != address);
-        if self.0.len() >= MAX_ADDRESSES {
-            self.0.pop_front();
+        self.addresses.retain(|(known, _)| *known != address);
+        if self.addresses.len() >= MAX_ADDRESSES {
+            self.addresses.pop_front();
         }
-        self.0.push_back((address, until));
+        self.addresses.push_back((address, until));
     }
 }
 
-/// What agents say of where they can be reached: a description, a candidate, or what PeerJS puts around either. Names are not
-/// looked up.
+/// What agents say of where they can be reached: a description, a candidate, what PeerJS puts around either, or the frame of one
+/// of them. Names are not looked up.
 #[must_use]
 pub fn addresses(body: &RawValue) -> Vec<IpAddr> {
     let mut found = Vec::new();
@@ -100,8 +117,8 @@ pub fn addresses(body: &RawValue) -> Vec<IpAddr> {
     found
 }
 
-/// As deep as PeerJS puts a candidate.
-const MAX_DEPTH: usize = 3;
+/// As deep as a frame holds a candidate that PeerJS has put around it what it does.
+const MAX_DEPTH: usize = 4;
 
 fn find_addresses(body: &RawValue, depth: usize, found: &mut Vec<IpAddr>) {
     #[derive(Deserialize)]
@@ -164,6 +181,9 @@ mod tests {
         let candidate =
             json!({"type": "CANDIDATE", "payload": {"candidate": {"candidate": lone, "sdpMid": "0"}}});
         assert_eq!(read(&candidate), both[..1]);
+        let frame =
+            json!({"type": "iceCandidate", "seq": 1, "from": "alice", "to": "bob", "candidate": candidate});
+        assert_eq!(read(&frame), both[..1]);
         for none in [
             json!(null),
             json!(7),
@@ -201,11 +221,15 @@ mod tests {
         assert!(
             !signaled.has_told(now, "alice", ip("0.0.0.0")) && signaled.has_told(now, "alice", ip("0.0.0.1"))
         );
-        for number in 0..MAX_AGENTS {
-            signaled.tell(now, &number.to_string(), [ip("203.0.113.9")]);
-        }
-        assert!(
-            !signaled.has_told(now, "alice", ip("0.0.0.1")) && signaled.has_told(now, "0", ip("203.0.113.9"))
-        );
+        let tell_many = |numbers: std::ops::Range<usize>| {
+            numbers.for_each(|number| signaled.tell(now, &number.to_string(), [ip("203.0.113.9")]));
+        };
+        tell_many(0..MAX_AGENTS - 1);
+        assert!(signaled.has_told(now, "alice", ip("0.0.0.1")), "and with that, she is not the first to go");
+        tell_many(MAX_AGENTS..2 * MAX_AGENTS - 1);
+        assert!(signaled.has_told(now, "alice", ip("0.0.0.1")));
+        assert!(!signaled.has_told(now, "0", ip("203.0.113.9")));
+        tell_many(2 * MAX_AGENTS..3 * MAX_AGENTS);
+        assert!(!signaled.has_told(now, "alice", ip("0.0.0.1")));
     }
 }

@@ -12,7 +12,8 @@ use crate::{
     signaling::limits::{Bucket, Rate},
 };
 
-/// Addresses remembered; those without a connection and at rest are forgotten when there are more.
+/// Addresses remembered before those without a connection and at rest are forgotten for the first time; after that so many
+/// more, or as many again as were left, so that nobody's connection waits for it often.
 const REMEMBERED: usize = 65_536;
 
 /// Counts connections by who opened them.
@@ -31,6 +32,8 @@ struct Open {
     limits: Limits,
     total: usize,
     by_source: HashMap<Source, Visitor>,
+    /// So many are remembered before some are forgotten.
+    most: usize,
 }
 
 #[derive(Debug)]
@@ -73,7 +76,7 @@ impl Admission {
     }
 
     fn within(limits: Limits) -> Self {
-        Self(Arc::new(Mutex::new(Open { limits, total: 0, by_source: HashMap::new() })))
+        Self(Arc::new(Mutex::new(Open { limits, total: 0, by_source: HashMap::new(), most: REMEMBERED })))
     }
 
     /// Other limits from now on. Connections that are open stay.
@@ -91,12 +94,13 @@ impl Admission {
     pub fn admit(&self, now: Instant, ip: IpAddr) -> Option<Permit> {
         let source = Source::of(ip);
         let mut open = lock(&self.0);
-        let Open { limits, total, by_source } = &mut *open;
+        let Open { limits, total, by_source, most } = &mut *open;
         if *total >= limits.total {
             return None;
         }
-        if by_source.len() >= REMEMBERED {
+        if by_source.len() >= *most {
             by_source.retain(|_, visitor| visitor.connections > 0 || !visitor.handshakes.is_full(now));
+            *most = REMEMBERED.max(2 * by_source.len());
         }
         let visitor = by_source
             .entry(source)
@@ -233,5 +237,16 @@ mod tests {
         }
         admission.admit(t0 + Duration::from_secs(2), ip("2001:db8::1"));
         assert_eq!(lock(&admission.0).by_source.len(), 1);
+    }
+
+    #[test]
+    fn addresses_with_connections_are_not_gone_through_each_time() {
+        let (admission, t0) = (admission(0, 0, 0), t0());
+        let permits: Vec<_> = (0..u32::try_from(REMEMBERED).unwrap())
+            .map(|n| admission.admit(t0, Ipv4Addr::from(n).into()).unwrap())
+            .collect();
+        admission.admit(t0, ip("2001:db8::1"));
+        assert_eq!(lock(&admission.0).most, 2 * REMEMBERED);
+        drop(permits);
     }
 }

@@ -392,8 +392,7 @@ impl Visit {
     /// A frame, whose size is checked before it is read.
     fn parse<'a>(&self, frame: &'a str) -> Result<message::Incoming<'a>, message::Rejected<'a>> {
         if frame.len() > self.front.terms().max_frame {
-            let refusal = Refusal::TooLarge("the frame is over the limit");
-            return Err(message::Rejected { id: None, refusal });
+            return Err(message::refuse(frame, Refusal::TooLarge("the frame is over the limit")));
         }
         message::parse(frame)
     }

@@ -74,13 +74,14 @@ impl Route {
         Some(*route)
     }
 
-    /// As the header `Allow` has it.
+    /// As the header `Allow` has it. HEAD only where GET takes nothing away and waits for nothing.
     fn methods(self) -> &'static str {
         match self {
             Self::Signal => "GET, POST, OPTIONS",
-            Self::Agent => "GET, DELETE, OPTIONS",
+            Self::Agent => "GET, HEAD, DELETE, OPTIONS",
             Self::Send(_) | Self::Drain => "POST, OPTIONS",
-            _ => "GET, OPTIONS",
+            Self::Take(_) | Self::WebSocket | Self::PeerJs(_) => "GET, OPTIONS",
+            _ => "GET, HEAD, OPTIONS",
         }
     }
 
@@ -156,7 +157,7 @@ async fn route(
     match route {
         Route::Healthz => Ok(text("ok\n")),
         Route::Readyz => readyz(visit),
-        Route::Metrics => Ok(metrics(visit, request.headers())),
+        Route::Metrics => Ok(metrics(visit, request.headers()).await),
         Route::Drain => Ok(drain(visit)),
         Route::Ice => ice(visit, &request).await,
         Route::TurnRest => turn_rest(visit, &request).await,
@@ -189,9 +190,12 @@ fn readyz(visit: &Visit) -> Result<Answer, Problem> {
 }
 
 /// In OpenMetrics for who says that it reads that, as Prometheus does; else in the text that everybody reads.
-fn metrics(visit: &Visit, headers: &HeaderMap) -> Answer {
+async fn metrics(visit: &Visit, headers: &HeaderMap) -> Answer {
     const OPEN: &str = "application/openmetrics-text";
-    let page = visit.operator.as_ref().map_or(String::new(), |operator| (operator.metrics)());
+    let operator = visit.operator.clone();
+    // Whoever counts waits for each shard's turn.
+    let page = move || operator.map_or(String::new(), |operator| (operator.metrics)());
+    let page = tokio::task::spawn_blocking(page).await.unwrap_or_default();
     let is_open =
         headers.get(header::ACCEPT).is_some_and(|accept| accept.to_str().unwrap_or("").contains(OPEN));
     let (page, kind) = if is_open {
@@ -289,12 +293,14 @@ pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("Bearer").then(|| token.trim())
 }
 
-/// The first query parameter of this name, decoded.
-pub(super) fn parameter<'a, B>(request: &'a Request<B>, name: &str) -> Result<Option<Cow<'a, str>>, Problem> {
+/// The first query parameter of this name, decoded as forms encode it (a plus is a space).
+pub(super) fn parameter<B>(request: &Request<B>, name: &str) -> Result<Option<String>, Problem> {
     let pairs = request.uri().query().unwrap_or_default().split('&');
-    let value = pairs.filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name);
-    let decoded = value.map(|(_, value)| percent_decode_str(value).decode_utf8()).transpose();
-    decoded.map_err(|_| Problem::bad_request("the query is not UTF-8"))
+    let mut pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    let Some((_, value)) = pairs.find(|(key, _)| *key == name) else { return Ok(None) };
+    let value = value.replace('+', " ");
+    let decoded = percent_decode_str(&value).decode_utf8();
+    decoded.map(|value| Some(value.into_owned())).map_err(|_| Problem::bad_request("the query is not UTF-8"))
 }
 
 /// Done, and nothing more to say.

@@ -22,10 +22,10 @@ use super::{
     problem::Problem,
     refresh,
     routes::{self, Answer, may_signal, parameter},
-    switchboard::{Listener, Ready, session_id, until},
+    switchboard::{Asking, Listener, Ready, session_id, until},
 };
 use crate::{
-    clock,
+    clock::{self, Now},
     credentials::token::Agent,
     signaling::{
         hub::{Join, Outgoing},
@@ -64,28 +64,49 @@ pub(super) async fn post(visit: &Visit, request: Request<Incoming>) -> Result<An
     if session.is_none() {
         answers.push(Ready::Now(welcome(visit, &agent, frames.next()).await?));
     }
-    let frames: Vec<_> = frames.collect();
     let session = session.as_ref().map(session_name).transpose()?;
-    visit.front.switchboard.ask(|asking, now| {
-        asking.hub.visit(now, &agent, session).map_err(|_| Problem::gone())?;
-        for frame in frames {
-            answers.push(match frame {
-                Ok(IncomingFrame { id, frame: ClientFrame::Renew { token }, .. }) => {
-                    Ready::Now(asking.hub.ask_renewal(now, &agent.id, id, visit.front.check(now, &token)))
-                }
-                frame => {
-                    let answer = asking.hub.ask(now, &agent.id, frame);
-                    asking.ready(answer)
-                }
-            });
-        }
-        Ok::<_, Problem>(())
-    })?;
+    // One by one: everybody waits while the hub is asked.
+    for frame in frames {
+        answers.push(ask(visit, &agent, session, frame)?);
+    }
     let mut frames = Vec::with_capacity(answers.len());
     for answer in answers {
         frames.push(answer.frame().await);
     }
     Ok(array(&frames))
+}
+
+/// The answer to a frame. Tokens are checked here, once they are paid for: the hub has no keys.
+fn ask(
+    visit: &Visit,
+    agent: &Agent,
+    session: Option<&str>,
+    frame: Result<IncomingFrame<'_>, Rejected<'_>>,
+) -> Result<Ready<Bytes>, Problem> {
+    if let Ok(IncomingFrame { id, frame: ClientFrame::Renew { token }, .. }) = &frame {
+        let charged = attending(visit, agent, session, |asking, now| asking.hub.charge(now, &agent.id))?;
+        let token = charged.and_then(|()| visit.front.check(clock::now(), token));
+        return attending(visit, agent, session, |asking, now| {
+            Ready::Now(asking.hub.ask_renewal(now, &agent.id, *id, token))
+        });
+    }
+    attending(visit, agent, session, |asking, now| {
+        let answer = asking.hub.ask(now, &agent.id, frame);
+        asking.ready(answer)
+    })
+}
+
+/// Does one thing in the hub for an agent that has a session: the one called `session`, or any.
+fn attending<T>(
+    visit: &Visit,
+    agent: &Agent,
+    session: Option<&str>,
+    act: impl FnOnce(&mut Asking<'_>, Now) -> T,
+) -> Result<T, Problem> {
+    visit.front.switchboard.ask(|asking, now| {
+        asking.hub.visit(now, agent, session).map_err(|_| Problem::gone())?;
+        Ok(act(asking, now))
+    })
 }
 
 /// The answer to a `hello`, with which a session begins or goes on.
@@ -264,11 +285,12 @@ pub(super) async fn send(visit: &Visit, request: Request<Incoming>, kind: Kind) 
     let to = serde_json::to_string(&to).unwrap_or_default();
     let frame = format!("{{\"type\":\"{}\",\"to\":{to},\"{member}\":{value}}}", kind.name());
     attend(visit, &agent).await?;
-    let passed = visit.front.switchboard.ask(|asking, now| {
-        asking.hub.visit(now, &agent, None).map_err(|_| Problem::gone())?;
-        let passed = asking.hub.pass(now, &agent.id, visit.parse(&frame));
-        passed.map(|passed| asking.ready(passed)).map_err(|refusal| Problem::from(&refusal))
+    let frame = visit.parse(&frame);
+    let passed = attending(visit, &agent, None, |asking, now| {
+        let passed = asking.hub.pass(now, &agent.id, frame);
+        passed.map(|passed| asking.ready(passed))
     })?;
+    let passed = passed.map_err(|refusal| Problem::from(&refusal))?;
     passed.outcome().await.map_err(|refusal| Problem::from(&refusal))?;
     Ok(routes::empty(StatusCode::ACCEPTED))
 }
@@ -295,10 +317,8 @@ async fn attend(visit: &Visit, agent: &Agent) -> Result<(), Problem> {
 }
 
 fn charge(visit: &Visit, agent: &Agent, session: Option<&str>) -> Result<(), Problem> {
-    visit.front.switchboard.tell(|hub, now| {
-        hub.visit(now, agent, session).map_err(|_| Problem::gone())?;
-        hub.charge(now, &agent.id).map_err(|refusal| Problem::from(&refusal))
-    })
+    let charged = attending(visit, agent, session, |asking, now| asking.hub.charge(now, &agent.id))?;
+    charged.map_err(|refusal| Problem::from(&refusal))
 }
 
 /// The agent in the path: `/signal/{agent}/…`.

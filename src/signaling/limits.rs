@@ -58,10 +58,10 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// `None` (unlimited) when `per_second` is 0.
+    /// `None` (unlimited) when either is 0.
     #[must_use]
     pub fn new(per_second: u32, burst: u32) -> Option<Self> {
-        (per_second > 0).then(|| Self { per_second, burst: burst.max(1) })
+        (per_second > 0 && burst > 0).then_some(Self { per_second, burst })
     }
 }
 

@@ -144,6 +144,23 @@ pub fn parse(frame: &str) -> Result<Incoming<'_>, Rejected<'_>> {
     members.understand(id).map_err(|refusal| Rejected { id, refusal })
 }
 
+/// Refuses a frame unread, but for its id, if that can be found.
+#[must_use]
+pub fn refuse(frame: &str, refusal: Refusal) -> Rejected<'_> {
+    #[derive(Deserialize)]
+    struct Named<'a> {
+        #[serde(borrow)]
+        id: Option<FrameId<'a>>,
+    }
+    let named = serde_json::from_str(frame).ok();
+    Rejected { id: named.and_then(|Named { id }| id.filter(|id| is_sound(id))), refusal }
+}
+
+fn is_sound(id: FrameId<'_>) -> bool {
+    id.get().len() <= MAX_FRAME_ID
+        && id.get().starts_with(|c: char| c == '"' || c == '-' || c.is_ascii_digit())
+}
+
 fn bad(why: impl Into<Cow<'static, str>>) -> Refusal {
     Refusal::BadFrame(why.into())
 }
@@ -212,12 +229,8 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de Raw
 
 impl<'a> Members<'a> {
     fn frame_id(&self) -> Result<Option<FrameId<'a>>, Refusal> {
-        let sound = |id: &RawValue| {
-            id.get().len() <= MAX_FRAME_ID
-                && id.get().starts_with(|c: char| c == '"' || c == '-' || c.is_ascii_digit())
-        };
-        match self.id {
-            Some(id) if !sound(id) => Err(bad("id is neither a short string nor a number")),
+        match self.id.filter(|id| id.get() != "null") {
+            Some(id) if !is_sound(id) => Err(bad("id is neither a short string nor a number")),
             id => Ok(id),
         }
     }
@@ -319,9 +332,10 @@ impl<'a> Members<'a> {
     }
 }
 
-/// A member that is a string if it is there at all. Most have nothing escaped: what is between the quotes is the string.
+/// A member that is a string if it is there at all, and not `null`. Most have nothing escaped: what is between the quotes is
+/// the string.
 fn text<'a>(value: Option<&'a RawValue>, name: &str) -> Result<Option<Cow<'a, str>>, Refusal> {
-    let Some(value) = value.map(RawValue::get) else { return Ok(None) };
+    let Some(value) = value.map(RawValue::get).filter(|value| *value != "null") else { return Ok(None) };
     let plain = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
     match plain.filter(|plain| !plain.contains('\\')) {
         Some(plain) => Ok(Some(Cow::Borrowed(plain))),
@@ -660,7 +674,6 @@ mod tests {
             ("\"offer\"", "", "badFrame: the frame is not one JSON object"),
             (r#"{"id":1,"id":2,"type":"ping"}"#, "", "badFrame: the frame is not one JSON object"),
             (r#"{"id":{},"type":"ping"}"#, "", "badFrame: id is neither a short string nor a number"),
-            (r#"{"id":null,"type":"ping"}"#, "", "badFrame: id is neither a short string nor a number"),
             (r#"{"id":7}"#, "7", "badFrame: type is missing"),
             (r#"{"id":7,"type":7}"#, "7", "badFrame: type is not a string"),
             (r#"{"id":7,"type":"Offer"}"#, "7", "badFrame: unknown type"),

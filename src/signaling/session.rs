@@ -229,8 +229,12 @@ impl Session {
         }
     }
 
-    /// Takes out the frames of one kind that wait to be written: with that they have arrived.
+    /// Takes out the frames of one kind that wait to be written: with that they have arrived. Candidates that are early are
+    /// among them: who asks for each kind by itself knows what it has.
     pub fn take(&mut self, kind: Kind) -> Vec<Bytes> {
+        if kind == Kind::IceCandidate {
+            self.release_if(|_| true);
+        }
         let mut taken = Vec::new();
         self.waiting.retain(|waiting| match waiting {
             Waiting::Numbered(Numbered { seq, frame }) if frame.kind() == kind => {

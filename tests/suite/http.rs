@@ -265,6 +265,10 @@ async fn the_room_is_listed_in_pages() {
     ] {
         assert_eq!(list(bad).await.problem(), (400, "badRequest".into()), "{bad}");
     }
+    // As forms and most libraries encode a space.
+    let card = json!({"skills": ["legal texts"]});
+    assert_eq!(clients[2].0.ask(json!({"type": "update", "card": card})).await["type"], "delivered");
+    assert_eq!(list("/v1/agents?skill=legal+texts").await.json()["agentCount"], 1);
     assert_eq!(
         host.get("/v1/agents", &token_with("x", "empty", Scopes::default(), 60)).await.json()["agentCount"],
         0
@@ -276,6 +280,8 @@ static TOKEN: std::sync::OnceLock<String> = std::sync::OnceLock::new();
 #[tokio::test]
 async fn health_is_told_on_both_listeners_and_numbers_on_one() {
     let host = host("").await;
+    let head = host.send(request("HEAD", "/readyz", "", &[])).await;
+    assert_eq!((head.status, head.body.as_str()), (StatusCode::OK, ""), "as load balancers ask");
     for path in ["/healthz", "/readyz"] {
         assert_eq!(host.get(path, "").await.status, StatusCode::OK);
         assert_eq!(host.get_admin(path).await.status, StatusCode::OK);
@@ -300,7 +306,7 @@ async fn other_paths_and_methods_are_refused() {
     }
     for method in ["POST", "PUT", "DELETE", "PATCH", "TRACE", "BREW"] {
         let answer = host.send(request(method, "/v1/ice", &token("a"), &[])).await;
-        assert_eq!(answer.header(header::ALLOW), "GET, OPTIONS");
+        assert_eq!(answer.header(header::ALLOW), "GET, HEAD, OPTIONS");
         assert_eq!(answer.problem(), (405, "badRequest".into()), "{method}");
     }
     let counters = host.front.counters();

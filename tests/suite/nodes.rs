@@ -6,10 +6,13 @@ mod world;
 
 use std::{cell::RefCell, collections::BTreeMap};
 
+use halfway::clock;
 use proptest::{
     prelude::*,
     test_runner::{RngSeed, TestError, TestRunner},
 };
+
+use serde_json::json;
 
 use self::world::World;
 
@@ -154,6 +157,26 @@ fn words_that_make_no_sense_do_nothing() {
     }
     let mut world = World::new();
     words.iter().for_each(|word| world.stand(word));
+}
+
+#[test]
+fn an_address_is_good_at_all_nodes_for_whom_it_was_delivered_to() {
+    let mut world = World::new();
+    let books = world.note_addresses();
+    for (node, who) in ["alice", "bob"].into_iter().enumerate() {
+        world.act(&Step::Connect { who, node, room: ROOMS[0], resumes: false });
+        world.act(&Step::Settle);
+    }
+    for to in ["bob", "nobody"] {
+        let candidate = "candidate:1 1 udp 2122260223 203.0.113.9 46154 typ host";
+        world.tell("alice", &json!({"type": "offer", "to": to, "sdp": format!("v=0\r\na={candidate}\r\n")}));
+        world.act(&Step::Settle);
+    }
+    let (now, address) = (clock::now(), "203.0.113.9".parse().unwrap());
+    for signaled in books {
+        assert!(signaled.has_told(now, "bob", address));
+        assert!(!signaled.has_told(now, "nobody", address), "names cost nothing: they are not noted");
+    }
 }
 
 #[test]

@@ -123,7 +123,7 @@ async fn one_frame_in_is_one_answer_out() {
             {"type": "ping"},
             {"type": "hello"},
             7,
-            {"type": "message", "to": "bob", "payload": "x".repeat(70_000)},
+            {"type": "message", "to": "bob", "payload": "x".repeat(70_000), "id": "large"},
             {"type": "renew", "token": token_with("alice", "main", Default::default(), 7_200)},
             {"type": "renew", "token": "none", "id": 3},
         ]))
@@ -140,7 +140,7 @@ async fn one_frame_in_is_one_answer_out() {
             (&json!("pong"), &null, &null),
             (&json!("error"), &null, &json!("badFrame")),
             (&json!("error"), &null, &json!("badFrame")),
-            (&json!("error"), &null, &json!("tooLarge")),
+            (&json!("error"), &json!("large"), &json!("tooLarge")),
             (&json!("renewed"), &null, &null),
             (&json!("error"), &json!(3), &json!("unauthorized")),
         ]
@@ -335,6 +335,11 @@ async fn the_simplest_form_of_all() {
         json!([{"type": "offer", "seq": 1, "from": "alice", "to": "team/bob", "polite": true, "sdp": "v=0"}])
     );
     assert_eq!(host.get("/signal/team%2Fbob/offers", &bob).await.body, "[]", "they are taken");
+    // Who asks for candidates alone need not wait for the offer that is to come before them.
+    assert_eq!(host.get("/signal/alice/offers", &alice).await.body, "[]");
+    assert_eq!(send("/signal/alice/candidate", &bob, json!({"candidate": null})).await.status, 202);
+    let candidates = host.get("/signal/alice/candidates", &alice).await.json();
+    assert_eq!((candidates.as_array().unwrap().len(), &candidates[0]["seq"]), (1, &json!(1)));
     assert_eq!(send("/signal/alice/answer", &bob, json!({"sdp": "v=1"})).await.status, 202);
     assert_eq!(host.get("/signal/alice/answers", &alice).await.json()[0]["sdp"], "v=1");
     assert_eq!(host.get("/signal/alice/offers", &bob).await.problem(), (403, "forbidden".into()));

@@ -10,7 +10,7 @@ use tokio::{
     net::TcpStream,
     time::timeout,
 };
-use tokio_websockets::Message;
+use tokio_websockets::{CloseCode, Message};
 
 use crate::front::{
     Client, Heard, KEY, PATIENCE, Via, expired_token, host, host_with, refused_with, token, token_with,
@@ -184,6 +184,27 @@ async fn a_dropped_connection_is_resumed() {
 }
 
 #[tokio::test]
+async fn only_who_closes_as_one_does_at_the_end_has_left() {
+    let host = host("").await;
+    let (mut bob, _) = host.join(&token("bob"), json!({})).await;
+    for (code, resumed) in [(1000, false), (1001, false), (1011, true), (4000, true)] {
+        let (mut alice, welcome) = host.join(&token("alice"), json!({})).await;
+        let code = CloseCode::try_from(code).unwrap();
+        alice.say_raw(Message::close(Some(code), "")).await;
+        host.until(|host| host.signaling().connections == 1).await;
+        let resume = json!({"session": welcome["session"], "after": 0});
+        let (alice, again) = host.join(&token("alice"), json!({"resume": resume})).await;
+        assert_eq!(again["resumed"], resumed, "{code:?}");
+        alice.leave().await;
+        host.until(|host| host.signaling().connections == 1).await;
+    }
+    // Two visits of one session, or two sessions of one visit.
+    for kind in ["agentJoined", "agentLeft"].into_iter().cycle().take(2 * (2 + 2 + 1 + 1)) {
+        assert_eq!(bob.hear().await["type"], kind);
+    }
+}
+
+#[tokio::test]
 async fn bad_frames_are_answered_and_the_connection_goes_on() {
     let host = host("").await;
     let (mut alice, _) = host.join(&token("alice"), json!({})).await;
@@ -198,9 +219,17 @@ async fn bad_frames_are_answered_and_the_connection_goes_on() {
     assert_eq!(alice.hear().await["code"], "badFrame");
     assert_eq!(alice.ask(json!({"type": "bye", "to": "bob", "from": "carol"})).await["code"], "badFrame");
     assert_eq!(alice.ask(json!({"type": "hello"})).await["code"], "badFrame");
-    alice.say(json!({"type": "message", "payload": "x".repeat(70_000)})).await;
+    let unread = json!({"type": "message", "payload": "x".repeat(70_000)});
+    alice.say(unread.clone()).await;
     let answer = alice.hear().await;
     assert_eq!((&answer["code"], answer.get("id")), (&json!("tooLarge"), None));
+    assert_eq!(alice.ask(unread).await["code"], "tooLarge", "whoever waits for its answer gets it");
+    // As libraries write what is not there.
+    let mut nulls = json!({"type": "message", "id": null, "to": null, "from": null, "payload": 1});
+    alice.say(nulls.clone()).await;
+    nulls["id"] = json!(7);
+    alice.say(nulls).await;
+    assert_eq!(alice.hear().await, json!({"type": "delivered", "id": 7, "count": 0}));
     alice.say(json!({"type": "message", "payload": "x".repeat(65_000)})).await;
     assert_eq!(alice.ask(json!({"type": "ping"})).await["type"], "pong");
 }
@@ -221,6 +250,17 @@ async fn frames_beyond_all_measure_and_broken_ones_close_the_connection() {
 }
 
 #[tokio::test]
+async fn strangers_have_a_limit_where_agents_have_none() {
+    let host = host("signaling.max_frame = 0").await;
+    let long = json!({"type": "message", "to": "nobody", "payload": "x".repeat(300_000)});
+    let mut stranger = host.knock(&[]).await.unwrap();
+    stranger.say(long.clone()).await;
+    assert_eq!(stranger.hear_close().await, 1009);
+    let (mut alice, _) = host.join(&token("alice"), json!({})).await;
+    assert_eq!(alice.ask(long).await["code"], "peerUnavailable");
+}
+
+#[tokio::test]
 async fn bad_tokens_get_no_further() {
     let host = host("").await;
     let ice_only = token_with("a", "main", Scopes { ice: true, ..Scopes::NONE }, 60);
@@ -238,11 +278,13 @@ async fn bad_tokens_get_no_further() {
         refused_in_band(in_hello, json!({"type": "hello", "token": bad}), code, close).await;
     }
     refused_in_band(host.knock(&[]).await.unwrap(), json!({"type": "hello"}), "unauthorized", 1008).await;
+    let mut stranger = host.knock(&[]).await.unwrap();
+    assert_eq!(stranger.ask(json!({"type": "hello", "token": null})).await["code"], "unauthorized");
     let good = token("a");
     refused_in_band(host.knock(&[]).await.unwrap(), json!({"type": "ping", "token": good}), "badFrame", 1008)
         .await;
     let counters = host.signaling();
-    assert_eq!((counters.agents, counters.connections, counters.errors.iter().sum::<u64>()), (0, 0, 8));
+    assert_eq!((counters.agents, counters.connections, counters.errors.iter().sum::<u64>()), (0, 0, 9));
 }
 
 async fn refused_in_band(mut client: Client, hello: Value, code: &str, close: u16) {
@@ -295,6 +337,8 @@ async fn too_many_frames_are_refused() {
     }
     let answer = alice.ask(json!({"type": "ping"})).await;
     assert_eq!((&answer["code"], &answer["retryAfter"]), (&json!("rateLimited"), &json!(1)));
+    // A token is not even looked at.
+    assert_eq!(alice.ask(json!({"type": "renew", "token": "x"})).await["code"], "rateLimited");
 }
 
 #[tokio::test]

@@ -95,6 +95,11 @@ impl Decoder {
         Ok(ControlFlow::Continue(()))
     }
 
+    /// Bytes of what is not whole yet.
+    pub fn held(&self) -> usize {
+        self.partial.len() + self.begun.as_ref().map_or(0, |(_, bytes)| bytes.len())
+    }
+
     /// Adds to the frame that has begun until it is whole or `bytes` are used up; gives what is left of them.
     fn complete<'a>(&mut self, mut bytes: &'a mut [u8], longest: usize) -> Result<&'a mut [u8], Violation> {
         while !bytes.is_empty() {
@@ -221,7 +226,9 @@ impl Head {
     /// Of the whole frame.
     fn length(&self, longest: usize) -> Result<usize, Violation> {
         match usize::try_from(self.payload) {
-            Ok(payload) if payload <= longest.max(MAX_CONTROL) => Ok(self.size + payload),
+            Ok(payload) if payload <= longest.max(MAX_CONTROL) => {
+                self.size.checked_add(payload).ok_or(Violation::TooLong)
+            }
             _ => Err(Violation::TooLong),
         }
     }
@@ -419,5 +426,12 @@ mod tests {
             let expected: Vec<_> = messages.iter().map(|parts| parts.concat()).collect();
             prop_assert_eq!(hear(&pieces), (expected, None));
         }
+    }
+
+    #[test]
+    fn a_length_that_no_memory_holds_is_too_long_even_without_a_limit() {
+        let mut frame = [&[0x81, 0xff][..], &[0xff; 8], &[0; 4]].concat();
+        let read = Decoder::default().read(&mut frame, usize::MAX, |_| ControlFlow::Continue(()));
+        assert_eq!(read, Err(Violation::TooLong));
     }
 }

@@ -16,7 +16,7 @@ use super::{
     },
     Credential,
     exchange::{Arrival, Mailbox},
-    framing::{self, Decoder, Said},
+    framing::{self, Decoder, Said, Violation},
     peer::{self, Peer},
 };
 use crate::{
@@ -27,7 +27,7 @@ use crate::{
     signaling::{
         farewell::Farewell,
         hub::{ConnectionId, Departure, Join, Outgoing},
-        message::{ClientFrame, Frame, Hello, Incoming, Rejected, ServerFrame},
+        message::{ClientFrame, Frame, FrameId, Hello, Incoming, Rejected, ServerFrame},
         peerjs::{self, Translated, error},
         refusal::Refusal,
     },
@@ -36,6 +36,9 @@ use crate::{
 
 /// How long a client may take to answer our goodbye.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Bytes that somebody who has not said hello may have us keep, even where frames have no limit.
+const LONGEST_HELLO: usize = 128 << 10;
 
 /// Bytes on their way to a client before more is taken from its session.
 const ENOUGH: usize = 16 << 10;
@@ -164,7 +167,9 @@ impl Line {
         let longest = self.visit.front.terms().max_frame.saturating_mul(2);
         let mut decoder = mem::take(&mut self.decoder);
         let heard = decoder.read(bytes, longest, |said| self.listen_to(desk, &said));
+        let is_too_long = matches!(self.stage, Stage::Greeting(..)) && decoder.held() > LONGEST_HELLO;
         self.decoder = decoder;
+        let heard = if is_too_long { Err(Violation::TooLong) } else { heard };
         heard.unwrap_or_else(|violation| {
             self.part(desk, violation.close_code(), "");
             GO_ON
@@ -178,9 +183,13 @@ impl Line {
         match (said, &mut self.stage) {
             (Said::Close(code), stage) => {
                 if let Stage::Talking(guest) = stage {
-                    // `peer.disconnect()` of PeerJS gives no code, and keeps the connections with others.
-                    let is_quiet = guest.peer.is_some() && code.is_none();
-                    guest.seat.departure = if is_quiet { Departure::LeftQuietly } else { Departure::Left };
+                    guest.seat.departure = match code {
+                        // `peer.disconnect()` of PeerJS gives no code, and keeps the connections with others.
+                        None if guest.peer.is_some() => Departure::LeftQuietly,
+                        None | Some(1000 | 1001) => Departure::Left,
+                        // Something went wrong over there, such as a ping that was not answered in time.
+                        Some(_) => Departure::Dropped,
+                    };
                 }
                 // Ours is the answer, unless it came first.
                 if !matches!(stage, Stage::Parting(_)) {
@@ -215,9 +224,9 @@ impl Line {
         if has_hung_up(&self.stream.socket) {
             return END;
         }
-        match hello(&self.visit, desk, credential, said) {
+        match greeted(&self.visit, desk, credential, said) {
             Ok(guest) => self.stage = Stage::Talking(Box::new(guest)),
-            Err(refusal) => self.refuse(desk, &refusal),
+            Err(Rejected { id, refusal }) => self.refuse(desk, id, &refusal),
         }
         GO_ON
     }
@@ -228,21 +237,21 @@ impl Line {
         let blocked = self.stream.full_since().is_some();
         let out = self.stream.outbox(desk.spare);
         let Guest { seat, peer, .. } = &mut **guest;
-        let mut joined = Vec::new();
+        // Everybody waits while we ask the hub: what PeerJS reads is put into its words afterwards.
+        let (mut for_peer, mut size) = (Vec::new(), out.len());
         let wrote = seat.tell(|hub, connection| {
             if blocked && !hub.is_leaving(connection) {
                 return Wrote::All;
             }
-            while blocked || out.len() < ENOUGH {
+            while blocked || size < ENOUGH {
                 match hub.next_outgoing(connection) {
-                    Some(Outgoing::Frame(frame)) => match peer {
-                        None => write_frame(out, &frame),
-                        Some(peer) => match peer.translate(&frame.to_bytes()) {
-                            Translated::Text(text) => write_text(out, &text),
-                            Translated::Joined(agent) if peer.waits_for(&agent) => joined.push(agent),
-                            Translated::Joined(_) | Translated::Nothing => {}
-                        },
-                    },
+                    Some(Outgoing::Frame(frame)) => {
+                        size += frame.length();
+                        match peer {
+                            None => write_frame(out, &frame),
+                            Some(_) => for_peer.push(frame.to_bytes()),
+                        }
+                    }
                     Some(Outgoing::Close(farewell)) => return Wrote::Farewell(farewell),
                     None => return Wrote::All,
                 }
@@ -250,6 +259,14 @@ impl Line {
             Wrote::Enough
         });
         if let Some(peer) = peer {
+            let mut joined = Vec::new();
+            for frame in for_peer {
+                match peer.translate(&frame) {
+                    Translated::Text(text) => write_text(out, &text),
+                    Translated::Joined(agent) if peer.waits_for(&agent) => joined.push(agent),
+                    Translated::Joined(_) | Translated::Nothing => {}
+                }
+            }
             let texts = joined.iter().filter_map(|agent| peer.flush(desk.now, seat, agent));
             texts.for_each(|text| write_text(out, &text));
         }
@@ -296,7 +313,7 @@ impl Line {
         let slow = self.stream.full_since().is_some_and(|since| since + patience <= now);
         match &mut self.stage {
             Stage::Greeting(_, until) if *until <= now => {
-                self.refuse(desk, &Refusal::BadFrame("hello did not come in time".into()));
+                self.refuse(desk, None, &Refusal::BadFrame("hello did not come in time".into()));
             }
             Stage::Parting(until) if *until <= now => return END,
             Stage::Talking(guest) if slow || (guest.ping_at <= now && !guest.heard) => {
@@ -331,9 +348,9 @@ impl Line {
     }
 
     /// Says why there is no session.
-    fn refuse(&mut self, desk: &mut Desk<'_>, refusal: &Refusal) {
+    fn refuse(&mut self, desk: &mut Desk<'_>, id: Option<FrameId<'_>>, refusal: &Refusal) {
         self.visit.front.switchboard.tell(|hub, _| hub.count_refusal(refusal));
-        let frame = ServerFrame::error(None, refusal).to_bytes();
+        let frame = ServerFrame::error(id, refusal).to_bytes();
         write_frame(self.stream.outbox(desk.spare), &frame.into());
         let code = match refusal {
             Refusal::Token(TokenRefusal::Expired) => 4001,
@@ -370,8 +387,22 @@ fn write_frame(out: &mut Vec<u8>, frame: &Frame<'_>) {
 }
 
 /// Finds out who speaks.
-fn hello(visit: &Visit, desk: &Desk<'_>, credential: &Credential, said: &Said<'_>) -> Result<Guest, Refusal> {
-    let frame = read(visit, said).map_err(|rejected| rejected.refusal)?;
+fn greeted<'a>(
+    visit: &Visit,
+    desk: &Desk<'_>,
+    credential: &Credential,
+    said: &Said<'a>,
+) -> Result<Guest, Rejected<'a>> {
+    let frame = read(visit, said)?;
+    hello(visit, desk, credential, &frame).map_err(|refusal| Rejected { id: frame.id, refusal })
+}
+
+fn hello(
+    visit: &Visit,
+    desk: &Desk<'_>,
+    credential: &Credential,
+    frame: &Incoming<'_>,
+) -> Result<Guest, Refusal> {
     let ClientFrame::Hello(hello) = &frame.frame else {
         return Err(Refusal::BadFrame("the first frame is not hello".into()));
     };
@@ -387,7 +418,7 @@ fn hello(visit: &Visit, desk: &Desk<'_>, credential: &Credential, said: &Said<'_
     if !agent.scopes.signal {
         return Err(Refusal::Forbidden("the token lacks the scope signal"));
     }
-    sit_down(visit, desk, agent, &frame, hello)
+    sit_down(visit, desk, agent, frame, hello)
 }
 
 fn sit_down(
@@ -431,10 +462,11 @@ fn read<'a>(visit: &Visit, said: &Said<'a>) -> Result<Incoming<'a>, Rejected<'a>
 }
 
 impl Guest {
-    /// Passes a frame to the hub. Tokens are checked here: the hub has no keys.
+    /// Passes a frame to the hub. Tokens are checked here, once they are paid for: the hub has no keys.
     fn take(&mut self, visit: &Visit, now: Now, frame: Result<Incoming<'_>, Rejected<'_>>) {
         if let Ok(Incoming { id, frame: ClientFrame::Renew { token }, .. }) = &frame {
-            let token = visit.front.check(now, token);
+            let charged = self.seat.tell(|hub, connection| hub.charge_line(now, connection));
+            let token = charged.and_then(|()| visit.front.check(now, token));
             self.seat.tell(|hub, connection| hub.renew(now, connection, *id, token));
         } else {
             self.seat.tell(|hub, connection| hub.handle(now, connection, frame));

@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
-use super::Hub;
+use super::{ConnectionId, Hub};
 use crate::{
     clock::Now,
     credentials::{
@@ -129,8 +129,8 @@ struct Group {
 /// Who wants to know what became of a frame.
 #[derive(Debug)]
 pub(super) enum Waits {
-    /// An agent, on whatever connection its session has.
-    Agent { agent: AgentId, serial: u64, id: Option<Box<RawValue>> },
+    /// Who asked on this connection. On a later one it may mean something else by the same `id`.
+    Connection { asked: ConnectionId, id: Option<Box<RawValue>> },
     /// A client of PeerJS.
     Peer { agent: AgentId, serial: u64, to: String },
     /// A request, which the shell holds.

@@ -10,6 +10,7 @@ use halfway::{
     clock::{self, Now},
     credentials::{
         revocations::Revocations,
+        signaled::Signaled,
         token::{Agent, AgentId, Room, Scopes},
     },
     signaling::{
@@ -71,8 +72,7 @@ struct Client {
     heard: BTreeMap<(String, u64), u64>,
     /// Numbers of frames, in this session.
     has: BTreeSet<u64>,
-    /// Ids whose answers have not come, and the connection that they were said over: what is answered after a resumption is
-    /// told, too, but an answer that was under way is lost with its connection.
+    /// Ids whose answers have not come, and the connection that they were said over, which alone may answer them.
     waits: BTreeMap<u64, u64>,
     /// Counts its connections.
     line: u64,
@@ -184,6 +184,16 @@ impl World {
         }
     }
 
+    /// From now on nodes note which addresses agents are told. Gives what each of them notes.
+    pub fn note_addresses(&mut self) -> Vec<Signaled> {
+        let noting = self.nodes.iter_mut().map(|node| {
+            let signaled = Signaled::default();
+            node.hub.adopt(limits(), Some(signaled.clone()));
+            signaled
+        });
+        noting.collect()
+    }
+
     // Agents.
 
     fn connect(&mut self, who: Name, node: usize, room: Name, resumes: bool) {
@@ -239,7 +249,7 @@ impl World {
         client.session.clone().filter(|session| all == [session.clone()])
     }
 
-    fn tell(&mut self, who: Name, frame: &Value) {
+    pub fn tell(&mut self, who: Name, frame: &Value) {
         let Some((node, connection)) = self.clients[who].connection else { return };
         let (now, frame) = (self.now(), frame.to_string());
         self.nodes[node].hub.handle(now, connection, message::parse(&frame));
@@ -284,7 +294,7 @@ impl World {
             "agentLeft" => _ = client.present.remove(frame["agent"].as_str().unwrap()),
             "delivered" => {
                 let number = frame["id"].as_u64().unwrap();
-                assert!(client.waits.remove(&number).is_some(), "one answer to each: {frame}");
+                client.be_answered(number, frame);
                 let to = self.said[number as usize].to;
                 let only = to.and_then(|to| self.only_session(to));
                 let said = &mut self.said[number as usize];
@@ -295,7 +305,7 @@ impl World {
             }
             "error" => {
                 if let Some(number) = frame["id"].as_u64() {
-                    assert!(client.waits.remove(&number).is_some(), "one answer to each: {frame}");
+                    client.be_answered(number, frame);
                 }
                 let codes = ["peerUnavailable", "unavailable"];
                 let code = codes.iter().find(|code| frame["code"] == **code);
@@ -574,6 +584,13 @@ impl World {
         }
         let agents: usize = self.nodes.iter().map(|node| node.hub.counters().agents).sum();
         assert_eq!(agents, AGENTS.len(), "each agent is at one node");
+    }
+}
+
+impl Client {
+    /// Once, and over the connection that it was said over.
+    fn be_answered(&mut self, number: u64, frame: &Value) {
+        assert_eq!(self.waits.remove(&number), Some(self.line), "{frame} where nothing waits for it");
     }
 }
 

@@ -55,7 +55,6 @@ impl Hub {
         let to = self.elsewhere.as_ref().and(AgentId::parse(to)).ok_or(Refusal::PeerUnavailable)?;
         let frame = Unnumbered::new(kind, from, Some(&to), body);
         self.check_flight(frame.size())?;
-        self.tell_signaled(now, &to, body);
         self.note_correspondents(from, &to);
         Ok(Done::Later(self.fly(now, from, &[to], &frame, None)))
     }
@@ -173,11 +172,7 @@ impl Hub {
             _ => Ok(Done::Delivered),
         };
         match group.waits {
-            Waits::Agent { agent, serial, id } => {
-                if self.has_session(&agent, serial) {
-                    self.answer(now, &agent, id.as_deref(), outcome);
-                }
-            }
+            Waits::Connection { asked, id } => self.answer(now, asked, id.as_deref(), outcome),
             Waits::Peer { agent, serial, to } => {
                 if let Err(refusal) = outcome {
                     self.count_refusal(&refusal);
@@ -195,7 +190,7 @@ impl Hub {
         }
     }
 
-    pub(super) fn has_session(&self, agent: &AgentId, serial: u64) -> bool {
+    fn has_session(&self, agent: &AgentId, serial: u64) -> bool {
         self.members.get(agent).is_some_and(|member| member.serial == serial)
     }
 
@@ -248,15 +243,11 @@ impl Hub {
         }
     }
 
-    /// Who was told of an address may go through the relay of any node.
-    pub(in crate::signaling::hub) fn tell_signaled(
-        &mut self,
-        now: Now,
-        to: &AgentId,
-        body: Option<&RawValue>,
-    ) {
-        let (Some(signaled), Some(body)) = (&self.signaled, body) else { return };
-        let addresses = signaled::addresses(body);
+    /// Who is told of an address may go through the relay of any node.
+    pub(in crate::signaling::hub) fn tell_signaled(&mut self, now: Now, to: &AgentId, frame: &Unnumbered) {
+        let Some(signaled) = &self.signaled else { return };
+        let frame = frame.numbered(0).to_bytes();
+        let addresses = serde_json::from_slice(&frame).map(signaled::addresses).unwrap_or_default();
         signaled.tell(now, to.as_str(), addresses.iter().copied());
         if !addresses.is_empty() {
             self.say_to_all(&Word::Signaled { agent: to.clone(), addresses });
