@@ -928,6 +928,7 @@ mod tests {
     fn zero_is_unlimited() {
         let config = read("signaling = { max_frame = 0, presence_limit = 0, burst = 0 }").unwrap();
         assert_eq!((config.signaling.max_frame, config.signaling.presence_limit), (usize::MAX, usize::MAX));
+        assert_eq!(config.signaling.limits().rate, None, "a burst without a limit is no limit");
         assert_eq!(config.signaling.burst, 0);
     }
 }

@@ -15,7 +15,7 @@ pub mod config; // file + environment + flags → Config, with no "maybe" left
 pub mod data_dir; // the secret and the self-signed certificate of an instance
 pub mod doctor; // how a server looks from here, and what this host lacks for one
 pub mod door; // TCP: who gets in, and which service a connection is for
-pub mod host; // what this machine's own addresses are
+pub mod host; // this machine: its addresses, how many files it lets us have open
 pub mod http; // drives `signaling`: routes, WebSocket, ICE lists
 pub mod jwks; // the public keys of an outside issuer
 pub mod logging; // lines to stderr, text or JSON

@@ -102,11 +102,11 @@ struct TurnOptions {
     #[arg(long, value_name = "NAME", requires = "password")]
     user: Option<String>,
     /// Its password
-    #[arg(long, env = "HALFWAY_BENCH_PASSWORD", hide_env_values = true, value_name = "PASSWORD")]
+    #[arg(long, value_name = "PASSWORD")]
     password: Option<String>,
     /// The server's shared secret: each client has a user of its own [default: that of this host's configuration or data
     /// directory]
-    #[arg(long, env = "HALFWAY_BENCH_SECRET", hide_env_values = true, value_name = "SECRET")]
+    #[arg(long, value_name = "SECRET")]
     secret: Option<String>,
     /// How many clients
     #[arg(long, value_name = "COUNT", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..1 << 24))]

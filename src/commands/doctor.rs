@@ -17,13 +17,7 @@ pub(super) struct Options {
     #[arg(required_unless_present = "local")]
     url: Option<Uri>,
     /// An agent's token: `halfway token AGENT` on the server makes one
-    #[arg(
-        long,
-        env = "HALFWAY_TOKEN",
-        hide_env_values = true,
-        value_name = "TOKEN",
-        required_unless_present = "local"
-    )]
+    #[arg(long, value_name = "TOKEN", required_unless_present = "local")]
     token: Option<String>,
     /// Examine this host instead: its rights, kernel and limits
     #[arg(long, conflicts_with = "url")]

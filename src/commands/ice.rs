@@ -22,7 +22,7 @@ pub(super) struct Options {
     #[arg(value_parser = token::agent, default_value = "agent")]
     agent: AgentId,
     /// How long the credentials are good for [default: credentials.ttl]
-    #[arg(long, env = "HALFWAY_TTL", hide_env = true, value_parser = parse::lifetime)]
+    #[arg(long, value_parser = parse::lifetime)]
     ttl: Option<Duration>,
     #[command(flatten)]
     _settings: Settings,

@@ -1,13 +1,17 @@
 //! One file for each command; `serve` is `app`.
 
 use std::{
+    env,
     fmt::{self, Write as _},
     io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, parser::ValueSource};
+use clap::{
+    Arg, ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand,
+    builder::FalseyValueParser, parser::ValueSource,
+};
 
 use crate::{
     app, clock,
@@ -37,10 +41,10 @@ const DEFAULT_CONFIG: &str = "/etc/halfway/halfway.toml";
 )]
 struct CommandLine {
     /// Configuration file [default: /etc/halfway/halfway.toml if it exists]
-    #[arg(long, global = true, env = "HALFWAY_CONFIG", hide_env = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Where the secret and the self-signed certificate live [default: $STATE_DIRECTORY, else ./halfway-data]
-    #[arg(long, global = true, env = "HALFWAY_DATA_DIR", hide_env = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR")]
     data_dir: Option<String>,
     #[command(subcommand)]
     command: Command,
@@ -66,31 +70,31 @@ enum Command {
 #[derive(Args)]
 struct Settings {
     /// The name in ICE URLs [default: the public address]
-    #[arg(long, env = "HALFWAY_PUBLIC_HOST", hide_env = true, value_name = "NAME")]
+    #[arg(long, value_name = "NAME")]
     public_host: Option<String>,
     /// What peers see (repeatable) [default: the addresses of the default routes]
-    #[arg(long, env = "HALFWAY_PUBLIC_IP", hide_env = true, value_name = "IP", value_delimiter = ',')]
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
     public_ip: Vec<String>,
     /// HTTPS and WSS (repeatable) [default: [::]:8443]
-    #[arg(long, env = "HALFWAY_HTTP_LISTEN", hide_env = true, value_name = "ADDR", value_delimiter = ',')]
+    #[arg(long, value_name = "ADDR", value_delimiter = ',')]
     http_listen: Vec<String>,
     /// STUN and TURN (repeatable) [default: [::]:3478]
-    #[arg(long, env = "HALFWAY_TURN_LISTEN", hide_env = true, value_name = "ADDR", value_delimiter = ',')]
+    #[arg(long, value_name = "ADDR", value_delimiter = ',')]
     turn_listen: Vec<String>,
     /// Ports that relay [default: 49152-65535]
-    #[arg(long, env = "HALFWAY_RELAY_PORTS", hide_env = true, value_name = "A-B")]
+    #[arg(long, value_name = "A-B")]
     relay_ports: Option<String>,
     /// Peers that may be reached although they are private (repeatable)
-    #[arg(long, env = "HALFWAY_ALLOW_PEER", hide_env = true, value_name = "CIDR", value_delimiter = ',')]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     allow_peer: Vec<String>,
     /// What is logged, such as "info" or "info,halfway=debug" [default: info]
-    #[arg(long, env = "HALFWAY_LOG", hide_env = true, value_name = "FILTER")]
+    #[arg(long, value_name = "FILTER")]
     log: Option<String>,
     /// How long agents have to leave when it is told to stop [default: 30s]
-    #[arg(long, env = "HALFWAY_DRAIN_TIMEOUT", hide_env = true, value_name = "TIME")]
+    #[arg(long, value_name = "TIME")]
     drain_timeout: Option<String>,
     /// How long allocations live on when another version has taken over [default: 1h]
-    #[arg(long, env = "HALFWAY_UPGRADE_TIMEOUT", hide_env = true, value_name = "TIME")]
+    #[arg(long, value_name = "TIME")]
     upgrade_timeout: Option<String>,
 }
 
@@ -111,10 +115,30 @@ const FLAGS: [(&str, &str); 10] = [
 /// Runs the command line.
 #[must_use]
 pub fn main() -> ExitCode {
-    let matches = CommandLine::command().get_matches();
+    let matches = with_environment(CommandLine::command()).get_matches();
     let line = CommandLine::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let done = run(&line, &matches);
     done.map_or_else(|failure| failure.report(), |()| ExitCode::SUCCESS)
+}
+
+/// Gives every flag its variable, if that says something: what is empty says nothing, nor does a "no" to what is off anyway.
+fn with_environment(command: clap::Command) -> clap::Command {
+    let flag = |flag: Arg| {
+        let Some(variable) = flag.get_long().map(variable) else { return flag };
+        let said = env::var_os(&variable).unwrap_or_default().to_string_lossy().to_lowercase();
+        let is_switch = matches!(flag.get_action(), ArgAction::SetTrue);
+        match said.as_str() {
+            "" => flag,
+            "0" | "no" | "off" | "false" if is_switch => flag,
+            _ if is_switch => flag.env(variable).hide_env(true).value_parser(FalseyValueParser::new()),
+            _ => flag.env(variable).hide_env(true),
+        }
+    };
+    command.mut_args(flag).mut_subcommands(with_environment)
+}
+
+fn variable(flag: &str) -> String {
+    format!("HALFWAY_{}", flag.replace('-', "_").to_uppercase())
 }
 
 fn run(line: &CommandLine, matches: &ArgMatches) -> Result<(), Failure> {
@@ -140,10 +164,8 @@ fn run(line: &CommandLine, matches: &ArgMatches) -> Result<(), Failure> {
     }
 }
 
-/// An empty variable says nothing.
 fn config_file(given: Option<&Path>) -> Option<PathBuf> {
-    let given = given.filter(|path| !path.as_os_str().is_empty()).map(Path::to_owned);
-    given.or_else(|| Some(PathBuf::from(DEFAULT_CONFIG)).filter(|path| path.exists()))
+    given.map(Path::to_owned).or_else(|| Some(PathBuf::from(DEFAULT_CONFIG)).filter(|path| path.exists()))
 }
 
 fn resolve(file: Option<&Path>, matches: &ArgMatches) -> Result<Config, Failure> {
@@ -161,7 +183,7 @@ fn resolve(file: Option<&Path>, matches: &ArgMatches) -> Result<Config, Failure>
 fn surroundings() -> Result<Surroundings, Failure> {
     let host = host()?;
     // systemd gives several separated by colons when a unit names several.
-    let state = std::env::var("STATE_DIRECTORY").ok();
+    let state = env::var("STATE_DIRECTORY").ok();
     let state = state.as_deref().and_then(|list| list.split(':').next()).filter(|first| !first.is_empty());
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     Ok(Surroundings { ipv6: host.ipv6, cores, state_directory: state.map(PathBuf::from) })
@@ -190,10 +212,10 @@ fn given(matches: &ArgMatches, id: &str) -> Option<(Place, Vec<String>)> {
     let flag = id.replace('_', "-");
     let place = match matches.value_source(id)? {
         ValueSource::CommandLine => Place::Flag(format!("--{flag}")),
-        ValueSource::EnvVariable => Place::Environment(format!("HALFWAY_{}", id.to_uppercase())),
+        ValueSource::EnvVariable => Place::Environment(variable(&flag)),
         _ => return None,
     };
-    Some((place, matches.get_many::<String>(id)?.cloned().collect()))
+    Some((place, matches.get_many::<String>(id)?.map(|text| text.trim().to_owned()).collect()))
 }
 
 /// Why a command ends without success. Its report is for people; its exit code is for scripts.

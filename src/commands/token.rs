@@ -18,13 +18,13 @@ pub(super) struct Options {
     #[arg(value_parser = agent)]
     agent: AgentId,
     /// How long it is good for
-    #[arg(long, env = "HALFWAY_TTL", hide_env = true, default_value = "1h", value_parser = parse::lifetime)]
+    #[arg(long, default_value = "1h", value_parser = parse::lifetime)]
     ttl: Duration,
     /// The room where the agent meets others
-    #[arg(long, env = "HALFWAY_ROOM", hide_env = true, default_value = "main", value_parser = room)]
+    #[arg(long, default_value = "main", value_parser = room)]
     room: Room,
     /// What it allows: signal, ice, admin
-    #[arg(long, env = "HALFWAY_SCOPE", hide_env = true, default_value = "signal,ice", value_parser = scopes)]
+    #[arg(long, default_value = "signal,ice", value_parser = scopes)]
     scope: Scopes,
 }
 

@@ -188,15 +188,15 @@ pub(super) fn origin(text: &str) -> Result<String, String> {
     }
 }
 
-/// RFC 8489 §14.9: fewer than 128 characters; the quotes would end the string that clients hash.
+/// RFC 8489 §14.9: fewer than 128 characters, and of bytes no more either, for every challenge to a stranger bears it; the
+/// quotes would end the string that clients hash.
 pub(super) fn realm(text: &str) -> Result<String, String> {
-    let fits = (1..128).contains(&text.chars().count())
-        && !text.contains(['"', '\\'])
-        && !text.contains(char::is_control);
+    let fits =
+        (1..128).contains(&text.len()) && !text.contains(['"', '\\']) && !text.contains(char::is_control);
     if fits {
         Ok(text.to_owned())
     } else {
-        Err("must be 1 to 127 characters, without quotes or backslashes".to_owned())
+        Err("must be 1 to 127 bytes, without quotes or backslashes".to_owned())
     }
 }
 
@@ -344,7 +344,7 @@ mod tests {
     #[test]
     fn realms() {
         assert!(realm(&"x".repeat(127)).is_ok());
-        for bad in ["", "a\"b", "a\nb", &"x".repeat(128)] {
+        for bad in ["", "a\"b", "a\nb", &"x".repeat(128), &"é".repeat(64)] {
             assert!(realm(bad).is_err(), "{bad:?}");
         }
     }

@@ -109,7 +109,7 @@ fn weigh(checks: &mut [Check], reach: Reach) {
         return;
     }
     for check in checks.iter_mut().filter(|check| check.outcome == Outcome::Fail) {
-        if check.name.starts_with("turn-") || check.name.starts_with("stun-") || check.name == "relay" {
+        if check.name.starts_with("turn-") || check.name.starts_with("stun-") {
             check.outcome = Outcome::Warn;
             check.advice = if reach.udp {
                 "nothing for agents here, who use UDP; others may depend on it".to_owned()
@@ -193,12 +193,13 @@ async fn family_over_udp(
     };
     let allocated =
         Check::ok(name, format!("{server} relays at {}", relayed.address())).after(now() - started);
-    let checks = vec![allocated, round_trips(&relayed).await];
+    let relays = round_trips(&relayed).await;
+    let works = relays.outcome != Outcome::Fail;
     // What was seen until then is worth something, too.
     let _ =
         timeout(PROBING, probing::observe(server, servers, &relayed, visit.stun.as_deref(), &mut seen)).await;
     relayed.release().await;
-    (true, checks, Behaviour::of(&seen))
+    (works, vec![allocated, relays], Behaviour::of(&seen))
 }
 
 async fn over_stream(servers: &Servers, transport: Transport, server: &Server) -> Check {

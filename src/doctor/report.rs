@@ -89,8 +89,7 @@ impl Diagnosis {
         let mut text = String::new();
         for Check { name, outcome, detail, advice, took } in &self.checks {
             let took = took.map_or(String::new(), |took| format!(" ({} ms)", took.as_millis()));
-            let advice =
-                if advice.is_empty() { String::new() } else { format!("\n     {:<14} → {advice}", "") };
+            let advice = if advice.is_empty() { String::new() } else { format!(" → {advice}") };
             let _ = writeln!(text, "{:<4} {name:<14} {detail}{took}{advice}", outcome.name());
         }
         if !self.paths.is_empty() {

@@ -6,7 +6,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustls::pki_types::ServerName;
 
 use self::crowd::{Crowd, Lane, Wish};
@@ -14,6 +13,7 @@ use super::{Report, Server, machine_cpu, now, progress, trust, warn};
 use crate::{
     clock,
     credentials::turn_rest::{TurnSecrets, TurnUser},
+    host::raise_descriptor_limit,
 };
 
 mod allocations; // churn and idle: allocations themselves
@@ -106,7 +106,8 @@ pub struct Load {
 /// # Errors
 /// One line for people.
 pub fn run(load: &Load) -> Result<Report, String> {
-    raise_descriptor_limit();
+    // Each client is a descriptor and its peer another. If the limit cannot be raised, what is there may do.
+    let _ = raise_descriptor_limit();
     let bench = Bench::new(load)?;
     let mut report = Report::default();
     for (number, run) in load.runs.iter().enumerate() {
@@ -197,13 +198,6 @@ fn own_address(server: SocketAddr) -> std::io::Result<IpAddr> {
     let socket = UdpSocket::bind((any, 0))?;
     socket.connect(server)?;
     Ok(socket.local_addr()?.ip())
-}
-
-/// Each client is a descriptor and its peer another.
-fn raise_descriptor_limit() {
-    // If it cannot be raised, what is there may do.
-    let _ = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
 }
 
 /// Processor time used until then.

@@ -63,7 +63,7 @@ fn all_mistakes_are_said_at_once() {
             r#"--public-ip: "nowhere" is not an IP address"#,
             r#"--drain-timeout: "30" is not a length of time, such as "90s", "1h" or "30d""#,
             r#"h.toml:2: turn.xdp: "on" is none of "auto", "driver", "generic" and "off""#,
-            "h.toml:3: turn.realm: must be 1 to 127 characters, without quotes or backslashes",
+            "h.toml:3: turn.realm: must be 1 to 127 bytes, without quotes or backslashes",
             r#"h.toml:5: log.format: "xml" is neither "text" nor "json""#,
         ],
     );
@@ -176,10 +176,28 @@ fn the_data_dir_follows_the_same_order() {
 }
 
 #[test]
+fn every_flag_has_a_variable_and_an_empty_one_says_nothing() {
+    let dir = instance();
+    let token = |variables: &[(&str, &str)]| {
+        run(halfway(&dir, &["token", "agent-7"]).envs(variables.iter().copied())).0
+    };
+    assert_eq!(token(&[("HALFWAY_TTL", ""), ("HALFWAY_ROOM", ""), ("HALFWAY_SCOPE", "")]), 0);
+    assert_eq!(token(&[("HALFWAY_TTL", "soon")]), 2);
+    let doctor = run(halfway(&dir, &["doctor"]).env("HALFWAY_LOCAL", "1").env("HALFWAY_JSON", "yes"));
+    assert!(doctor.1.starts_with('{'), "{doctor:?}");
+    assert_eq!(run(halfway(&dir, &["doctor"]).env("HALFWAY_LOCAL", "0")).0, 2, "there is no URL");
+    let (code, _, stderr) =
+        run(halfway(&dir, &["bench", "turn", "turn:127.0.0.1:9"]).env("HALFWAY_CLIENTS", "x"));
+    assert!(code == 2 && stderr.contains("--clients"), "{stderr}");
+}
+
+#[test]
 fn lists_in_the_environment_are_separated_by_commas() {
     let dir = instance();
     let mut command = halfway(&dir, &["ice"]);
-    command.env("HALFWAY_TURN_LISTEN", "127.0.0.1:5000,127.0.0.1:6000").env("HALFWAY_PUBLIC_IP", "192.0.2.1");
+    command
+        .env("HALFWAY_TURN_LISTEN", "127.0.0.1:5000,127.0.0.1:6000")
+        .env("HALFWAY_PUBLIC_IP", " 192.0.2.1, 192.0.2.2");
     assert_eq!(ice(&mut command)["uris"].as_array().unwrap().len(), 4, "UDP and TCP at both");
     let (code, _, stderr) = run(halfway(&dir, &["check"]).env("HALFWAY_ALLOW_PEER", "10.0.0.0/8,x"));
     assert_eq!(code, 78);
