@@ -42,12 +42,13 @@ export class Inbox {
   #quiet
   #begin
   #resolve
-  /** Resolves with the first sign that the other side's channel is open as well. */
+  /** Resolves when the channel brings something, or nothing is sure to come: until then, some libraries lose what is sent. */
   begun = new Promise((resolve) => (this.#begin = resolve))
   complete = new Promise((resolve) => (this.#resolve = resolve))
 
   /** One message off the channel: a string, or bytes of the blob. */
   take(data) {
+    this.#begin()
     if (typeof data === 'string') this.#takeMessage(data)
     else this.#takeChunk(new Uint8Array(data))
     this.#check()
@@ -56,6 +57,7 @@ export class Inbox {
   /** The other side has sent all it had: so many messages, and a blob of so many bytes. */
   announce({ messages, blob }) {
     this.#announced = { messages, blob }
+    if (this.lossy || messages + blob === 0) this.#begin()
     this.#check()
   }
 
@@ -86,7 +88,6 @@ export class Inbox {
   }
 
   #check() {
-    this.#begin()
     if (!this.#announced) return
     const { messages, blob } = this.#announced
     clearTimeout(this.#quiet)

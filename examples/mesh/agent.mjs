@@ -6,7 +6,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { PeerConnection } from 'node-datachannel'
 import WebSocket from 'ws'
 import { commandLine, fetchIce } from '../cli.mjs'
-import { candidateFilter, nativeServers } from '../libjuice.mjs'
+import { candidateFilter, finishBeforeYielding, nativeServers } from '../libjuice.mjs'
 
 const { url, tls, flags, relayOnly } = commandLine({
   agents: { type: 'string', default: '2' }, // in the room, this one included
@@ -25,6 +25,7 @@ class Link {
   #last = 0
   #digest = createHash('sha256')
   #samples = 0
+  #drained = () => {}
   #ended
   #whole = new Promise((resolve) => (this.#ended = resolve))
 
@@ -39,7 +40,6 @@ class Link {
   }
 
   call() {
-    this.calls = true
     for (const [label, options] of Object.entries(CHANNELS)) this.#add(this.connection.createDataChannel(label, options))
   }
 
@@ -60,7 +60,7 @@ class Link {
     const { bulk } = this.#channels
     for (let at = 0; at < bytes.length; at += CHUNK) {
       bulk.sendMessageBinary(bytes.subarray(at, at + CHUNK))
-      if (bulk.bufferedAmount() > HIGH_WATER) await new Promise((resolve) => bulk.onBufferedAmountLow(resolve))
+      if (bulk.bufferedAmount() > HIGH_WATER) await new Promise((resolve) => (this.#drained = resolve))
     }
     bulk.sendMessage('end')
     return (await this.ask('digest')) === createHash('sha256').update(bytes).digest('hex')
@@ -74,6 +74,7 @@ class Link {
   #add(channel) {
     const label = channel.getLabel()
     channel.setBufferedAmountLowThreshold(HIGH_WATER / 2)
+    if (label === 'bulk') channel.onBufferedAmountLow(() => this.#drained())
     channel.onMessage((data) => this.#receive[label](data))
     this.#channels[label] = channel
     channel.onOpen(() => {
@@ -100,23 +101,17 @@ class Link {
   }
 }
 
+finishBeforeYielding()
 const ice = await fetchIce(url, tls)
 const links = new Map()
 const finished = new Set()
 const socket = new WebSocket(new URL('/v1/ws', url), 'halfway.v1', tls)
 socket.on('open', () => signal({ type: 'hello', card: { name: 'mesh' } }))
-let handled = Promise.resolve()
 socket.on('message', (text) => {
-  const frame = JSON.parse(text)
-  handled = Promise.all([handled, hold(frame)]).then(() => receive(frame)).catch((error) => fail(error.message))
+  try { receive(JSON.parse(text)) } catch (error) { fail(error.message) }
 })
 socket.on('close', (code) => fail(`signaling closed (${code})`))
 socket.on('error', (error) => fail(error.message))
-
-// See ../node-datachannel: whoever offers starts its checks last, or DTLS may begin too early and lose a second.
-function hold({ type, from }) {
-  if (links.get(from)?.calls && ['answer', 'iceCandidate'].includes(type)) return sleep(150)
-}
 
 function receive(frame) {
   // Who comes later calls: no two agents ever offer to each other.

@@ -1,11 +1,10 @@
 #!/usr/bin/env node
 // An agent on node-datachannel. Told only Halfway's URL and a token, it opens a data channel to another agent.
-import { setTimeout as sleep } from 'node:timers/promises'
 import { PeerConnection } from 'node-datachannel'
 import WebSocket from 'ws'
 import { commandLine, fetchIce, pairFlags } from '../cli.mjs'
 import { Inbox, sendAll } from '../exchange.mjs'
-import { candidateFilter, nativeServers } from '../libjuice.mjs'
+import { candidateFilter, finishBeforeYielding, nativeServers } from '../libjuice.mjs'
 
 const { url, tls, flags, relayOnly } = commandLine(pairFlags)
 const { mayUse, allowed } = candidateFilter(relayOnly)
@@ -13,13 +12,16 @@ const [messages, size, blob] = [flags.messages, flags.size, flags.blob].map(Numb
 const reliability = { ordered: {}, unordered: { unordered: true }, lossy: { unordered: true, maxRetransmits: 0 } }
 const HIGH_WATER = 256 * 1024
 
+finishBeforeYielding()
 const ice = await fetchIce(url, tls)
 const socket = new WebSocket(new URL('/v1/ws', url), 'halfway.v1', tls)
-let handled = Promise.resolve()
 socket.on('open', () => signal({ type: 'hello', card: { name: 'node-datachannel' } }))
 socket.on('message', (text) => {
-  const frame = JSON.parse(text)
-  handled = Promise.all([handled, hold(frame)]).then(() => receive(frame)).catch(fail)
+  try {
+    receive(JSON.parse(text))
+  } catch (error) {
+    fail(error)
+  }
 })
 socket.on('error', fail)
 socket.on('close', (code) => {
@@ -30,12 +32,6 @@ socket.on('close', (code) => {
 const inbox = new Inbox()
 let peer, connection, offered, release
 const released = new Promise((resolve) => (release = resolve))
-
-// Whoever offers starts its checks last, and so is connected first. The other way about, the answering side would begin
-// DTLS with one that does not listen yet, and try again a second later.
-function hold({ type }) {
-  if (flags.to && ['answer', 'iceCandidate'].includes(type)) return sleep(150)
-}
 
 function receive(frame) {
   if (frame.type === 'welcome' && frame.agents.some(({ agent }) => agent === flags.to)) call(flags.to)

@@ -18,8 +18,8 @@ RELIABILITY = {"ordered": {}, "unordered": {"ordered": False}, "lossy": {"ordere
 
 class Agent:
     def __init__(self, flags, ice, socket):
-        self.flags, self.ice, self.signaling = flags, ice, Signaling(socket, offers=flags.to)
-        self.peer = None
+        self.flags, self.ice, self.signaling = flags, ice, Signaling(socket)
+        self.peer, self.late = None, []
         self.inbox, self.released = Inbox(), asyncio.Event()
         self.result = asyncio.get_running_loop().create_future()
 
@@ -49,6 +49,8 @@ class Agent:
             await self.call(to)
         elif kind == "error":
             raise ConnectionError(f"{frame['code']}: {frame['message']}")
+        elif kind == "delivered" and frame["id"] == "answer":
+            await self.begin()
         elif kind == "offer" and not self.peer:
             await self.answer(frame["from"], frame["sdp"])
         elif self.peer and frame.get("from") == self.peer:
@@ -70,15 +72,22 @@ class Agent:
         await self.describe(await self.connection.createOffer())
 
     async def answer(self, agent, sdp):
+        """Checks paths when the other side has the answer, and so has opened its NAT: what one drops aiortc says again half a
+        second later."""
         self.connect(agent)
-        await self.connection.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
+        rest, self.late = apart(sdp)
+        await self.connection.setRemoteDescription(RTCSessionDescription(rest, "offer"))
         await self.describe(await self.connection.createAnswer())
+
+    async def begin(self):
+        for candidate in self.late:
+            await self.connection.addIceCandidate(candidate)
 
     async def describe(self, description):
         """Sends the description with every candidate in it: aiortc gathers them all first."""
         await self.connection.setLocalDescription(description)
         local = self.connection.localDescription
-        await self.signaling.send(type=local.type, to=self.peer, sdp=local.sdp)
+        await self.signaling.send(type=local.type, id=local.type, to=self.peer, sdp=local.sdp)
 
     def connect(self, agent):
         self.peer, self.offered = agent, time.monotonic()
@@ -116,6 +125,14 @@ class Agent:
         await self.connection.close()
         # aiortc does not tell which candidates were chosen.
         self.result.set_result({"opened_ms": opened_ms, **self.inbox.summary(), "local": None, "remote": None})
+
+
+def apart(sdp):
+    """A description without its candidates, and those; None as the last says that there are no more."""
+    lines = sdp.splitlines(keepends=True)
+    told = [line for line in lines if line.startswith(("a=candidate:", "a=end-of-candidates"))]
+    candidates = [{"candidate": line.strip(), "sdpMLineIndex": 0} if "candidate:" in line else None for line in told]
+    return "".join(line for line in lines if line not in told), [parse_candidate(candidate) for candidate in candidates]
 
 
 def parse_candidate(candidate):

@@ -50,7 +50,8 @@ class Inbox:
     """Takes what arrives. `complete` is set once all the other side has announced is here, or will not come."""
 
     def __init__(self):
-        self.begun = asyncio.Event()  # the first sign that the other side's channel is open as well
+        # The channel brings something, or nothing is sure to come: until then, some libraries lose what is sent.
+        self.begun = asyncio.Event()
         self.complete = asyncio.Event()
         self.lossy = False
         self._numbers = set()
@@ -61,6 +62,7 @@ class Inbox:
 
     def take(self, data):
         """One message off the channel: a string, or bytes of the blob."""
+        self.begun.set()
         if isinstance(data, str):
             self._take_message(data)
         else:
@@ -70,6 +72,8 @@ class Inbox:
     def announce(self, sent):
         """The other side has sent all it had: so many messages, and a blob of so many bytes."""
         self._announced = sent
+        if self.lossy or sent["messages"] + sent["blob"] == 0:
+            self.begun.set()
         self._check()
 
     def summary(self):
@@ -98,7 +102,6 @@ class Inbox:
         self._blob += len(data)
 
     def _check(self):
-        self.begun.set()
         if not self._announced:
             return
         if self._quiet:

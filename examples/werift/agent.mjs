@@ -2,8 +2,7 @@
 // An agent on werift, WebRTC in TypeScript alone. Told only Halfway's URL and a token, it opens a data channel to another
 // agent.
 import { lookup } from 'node:dns/promises'
-import { setTimeout as sleep } from 'node:timers/promises'
-import { RTCPeerConnection } from 'werift'
+import { RTCDtlsTransport, RTCPeerConnection } from 'werift'
 import WebSocket from 'ws'
 import { commandLine, fetchIce, pairFlags } from '../cli.mjs'
 import { Inbox, sendAll } from '../exchange.mjs'
@@ -19,12 +18,14 @@ const udp = !tls.turnTransport || tls.turnTransport === 'udp'
 if (relayOnly || !udp) ice.iceTransportPolicy = 'relay'
 if (udp) for (const server of ice.iceServers) server.urls = await reachable(server.urls)
 
+// Making its certificate takes werift a while: not in the middle of a call.
+await RTCDtlsTransport.SetupCertificate()
 const socket = new WebSocket(new URL('/v1/ws', url), 'halfway.v1', tls)
 let handled = Promise.resolve()
 socket.on('open', () => signal({ type: 'hello', card: { name: 'werift' } }))
 socket.on('message', (text) => {
   const frame = JSON.parse(text)
-  handled = Promise.all([handled, hold(frame)]).then(() => receive(frame)).catch(fail)
+  handled = handled.then(() => receive(frame)).catch(fail)
 })
 socket.on('error', fail)
 socket.on('close', (code) => {
@@ -40,17 +41,11 @@ async function reachable(urls) {
 }
 
 const inbox = new Inbox()
-let peer, connection, offered, answered, found, release
+let peer, connection, offered, answered, gathered, found, release
 const released = new Promise((resolve) => (release = resolve))
-// The other side's first candidate: werift gives up at once when it is to check paths and knows of none, so it is told of the
-// answer, or its own, no sooner.
+// The other side's first candidate. Werift gives up at once when it is to check paths and knows of none, and never tries its relay
+// for those that it knew before it had one: whoever offers and whoever answers begins when all its own are there, and this one.
 const candidate = new Promise((resolve) => (found = resolve))
-
-// Whoever offers starts its checks last, and so is connected first. The other way about, the answering side would begin
-// DTLS with one that does not listen yet, and try again a second later.
-function hold({ type }) {
-  if (flags.to && ['answer', 'iceCandidate'].includes(type)) return sleep(150)
-}
 
 async function receive(frame) {
   if (frame.type === 'welcome' && frame.agents.some(({ agent }) => agent === flags.to)) await call(flags.to)
@@ -78,7 +73,9 @@ async function take(answer) {
 }
 
 async function apply() {
-  if (answered) await connection.setRemoteDescription(answered)
+  if (!answered) return
+  await gathered
+  await connection.setRemoteDescription(answered)
   answered = undefined
 }
 
@@ -91,19 +88,38 @@ async function add(candidate) {
 async function call(agent) {
   connect(agent)
   talk(connection.createDataChannel(flags.channel, reliability[flags.channel]))
+  keepEarly()
   describe(await connection.createOffer())
 }
 
 async function answer(sdp) {
   await connection.setRemoteDescription({ type: 'offer', sdp })
   if (/^a=candidate:/m.test(sdp)) found()
-  describe(await connection.createAnswer(), candidate)
+  keepEarly()
+  // It begins by itself when it has gathered.
+  const [transport] = connection.iceTransports
+  const gather = transport.gather.bind(transport)
+  transport.gather = () => Promise.all([gather(), candidate])
+  describe(await connection.createAnswer())
 }
 
-/** Sends the description before the candidates, which werift begins to gather `then`; nobody waits until it has them all. */
-function describe({ type, sdp }, then = Promise.resolve()) {
+/** The other side may have a path first, and begin DTLS. Werift drops what comes then; here it hears it once it listens. */
+function keepEarly() {
+  const [transport] = connection.dtlsTransports
+  const { onData } = transport.iceTransport.connection
+  const early = []
+  const { unSubscribe } = onData.subscribe((packet) => early.length < 8 && early.push(packet))
+  const replay = () => {
+    unSubscribe()
+    early.forEach((packet) => onData.execute(packet))
+  }
+  transport.onStateChange.once(() => queueMicrotask(replay))
+}
+
+/** Sends the description before the candidates, which werift begins to gather then; nobody waits until it has them all. */
+function describe({ type, sdp }) {
   signal({ type, to: peer, sdp })
-  then.then(() => connection.setLocalDescription({ type, sdp })).catch(fail)
+  gathered = connection.setLocalDescription({ type, sdp }).catch(fail)
 }
 
 function connect(agent) {
