@@ -94,6 +94,18 @@ class Agent:
         return "".join(self.log.readlines()[-30:])
 
 
+def all_results(agents, timeout):
+    """What each reported; if one did not, what is known of all that did not: one may wait in vain for another that is gone."""
+    results, problems = [], []
+    for each in agents:
+        try:
+            results.append(each.result(timeout))
+        except AssertionError as problem:
+            problems.append(str(problem))
+    assert not problems, "\n".join(problems)
+    return results
+
+
 def reported(line):
     """The result in a line of a browser's console, if it is there. Chromium prints the text, Firefox a string of JSON."""
     if found := re.search(r'CONSOLE[^"]*"RESULT (\{.*\})"', line):

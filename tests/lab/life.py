@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+from agents import all_results
 from checks import tell
 from kinds import FORGETS, KINDS
 from nat import Lab, agent
@@ -50,7 +51,7 @@ def life(lab, quiet, events):
             yield True, next(event)
             time.sleep(quiet)
             next(event, None)
-        told = [each.result(seconds + 60) for each in (caller, called)]
+        told = all_results((caller, called), seconds + 60)
     finally:
         for each in caller, called:
             each.stop()

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 
-from agents import KINDS, TRICKLES, Agent, Pages
+from agents import KINDS, TRICKLES, Agent, Pages, all_results
 from appliance import Appliance
 from net import Net, assert_apart
 
@@ -57,7 +57,7 @@ def meet(appliance, sites, pair, channel, relay_only, directory, told=({}, {})):
     answerer = Agent(pair[1], sites[1], appliance, names[1], directory, **common, **told[1])
     offerer = Agent(pair[0], sites[0], appliance, names[0], directory, to=names[1], **common, **told[0])
     try:
-        results = [offerer.result(PATIENCE), answerer.result(PATIENCE)]
+        results = all_results((offerer, answerer), PATIENCE)
     finally:
         offerer.stop()
         answerer.stop()

@@ -4,7 +4,7 @@ import pathlib
 import sys
 import tempfile
 
-from agents import Agent
+from agents import Agent, all_results
 from appliance import Appliance
 from net import Net
 
@@ -20,8 +20,8 @@ def main():
             options = {"agents": AGENTS, "bulk": BULK, "relay_only": True}
             agents = [Agent("mesh", site, appliance, f"m{n}", directory, **options) for n, site in enumerate(sites)]
             try:
-                for agent in agents:
-                    check(agent, agent.result(PATIENCE))
+                for agent, result in zip(agents, all_results(agents, PATIENCE)):
+                    check(agent, result)
             finally:
                 for agent in agents:
                     agent.stop()

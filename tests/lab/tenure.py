@@ -9,7 +9,7 @@ import tempfile
 import time
 
 import stun
-from agents import Agent, Pages
+from agents import Agent, Pages, all_results
 from appliance import Appliance
 from checks import tell
 from net import PUBLIC, Net, assert_apart
@@ -55,7 +55,7 @@ def lasts(appliance, sites, directory, seconds):
     # Whenever they gather anew, the credentials that they began with are worth nothing.
     pages = talk(appliance, sites, directory, ("caller", "called"), seconds, restart_every=TTL + 5)
     try:
-        results = [page.result(seconds + PATIENCE) for page in pages]
+        results = all_results(pages, seconds + PATIENCE)
     finally:
         for page in pages:
             page.stop()
