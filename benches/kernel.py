@@ -24,6 +24,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import relay
 from relay import BEST, DEBIAN, NEWEST, OURS, PAIR_RATE, RATE, Appliance, Net, Server, on
+from appliance import packets_by_kernel, relayed_packets
 from cables import receive, stretch
 
 KERNEL, GENERIC = "halfway, driver mode", "halfway, generic mode"
@@ -127,11 +128,7 @@ def attempt(server, load, direct, options):
 
 
 def by_kernel(numbers):
-    kernel, all_of_them = (
-        sum(value for name, value in numbers.items() if name.startswith(f"halfway_{what}_packets"))
-        for what in ("xdp_relayed", "relayed")
-    )
-    return 100 * kernel / max(1, all_of_them)
+    return 100 * packets_by_kernel(numbers) / max(1, relayed_packets(numbers))
 
 
 def told(figures):

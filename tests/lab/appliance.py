@@ -33,9 +33,18 @@ def certified(directory, names):
     return directory
 
 
-def allocations(numbers):
-    """How many live, by what `metrics` gave."""
-    return sum(value for name, value in numbers.items() if name.startswith("halfway_allocations{"))
+def total(numbers, name):
+    """One of what `metrics` gave, under all its labels together."""
+    return sum(value for labelled, value in numbers.items() if labelled.partition("{")[0] == f"halfway_{name}")
+
+
+def relayed_packets(numbers):
+    return total(numbers, "relayed_packets_total")
+
+
+def packets_by_kernel(numbers):
+    """Those among them that user space has never seen."""
+    return total(numbers, "xdp_relayed_packets_total")
 
 
 class Appliance:
@@ -113,7 +122,7 @@ class Appliance:
 
     def allocations(self):
         """How many live, whatever the transport."""
-        return allocations(self.metrics())
+        return total(self.metrics(), "allocations")
 
     def resident(self):
         """Resident memory in KiB."""
@@ -164,4 +173,4 @@ class Appliance:
 
     def relayed(self):
         """Bytes of payload relayed so far, both ways."""
-        return sum(value for name, value in self.metrics().items() if name.startswith("halfway_relayed_bytes"))
+        return total(self.metrics(), "relayed_bytes_total")

@@ -19,7 +19,7 @@ import sys
 import tempfile
 
 from agents import Agent, Pages, all_results
-from appliance import ROOT, Appliance, certified
+from appliance import ROOT, Appliance, certified, packets_by_kernel, relayed_packets
 from cables import receive, stretch
 from checks import settled, tell
 from cluster import ENGINE, SETTINGS, Engine
@@ -281,10 +281,7 @@ def between(nodes):
 
 def by_kernel(numbers):
     """What the kernel relayed. User space has what leaves or comes by TCP, and what comes before a channel is bound."""
-    relayed, kernel = (
-        sum(value for name, value in numbers.items() if name.startswith(f"halfway_{what}_packets"))
-        for what in ("relayed", "xdp_relayed")
-    )
+    relayed, kernel = relayed_packets(numbers), packets_by_kernel(numbers)
     yield kernel > MESSAGES, f"the kernel relayed {kernel:.0f} of {relayed:.0f} packets"
     passed = {name.split('"')[1]: int(value) for name, value in numbers.items() if "xdp_passed" in name and value}
     yield not passed.get("unfinished_checksum", 0) > kernel / 100, f"left to user space: {passed}"

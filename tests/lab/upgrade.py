@@ -5,7 +5,7 @@ import signal
 import sys
 import tempfile
 
-from appliance import Appliance, allocations
+from appliance import Appliance, relayed_packets, total
 from checks import settled, tell
 from load import found, load, settings
 from net import PUBLIC, Net
@@ -24,8 +24,9 @@ def main():
 
 def take_over(net, appliance):
     loads = [clients(net, *each) for each in LOADS]
-    first = settled(appliance.metrics, lambda numbers: relayed(numbers) > RATE)
-    yield relayed(first) > RATE, f"{relayed(first):.0f} packets relayed, {allocations(first):.0f} allocations"
+    first = settled(appliance.metrics, lambda numbers: relayed_packets(numbers) > RATE)
+    relayed, live = relayed_packets(first), total(first, "allocations")
+    yield relayed > RATE, f"{relayed:.0f} packets relayed, {live:.0f} allocations"
     appliance.process.send_signal(signal.SIGUSR2)
     handed = settled(appliance.metrics, lambda numbers: numbers["halfway_clients_handed_over"] > 0)
     passed_on = handed["halfway_clients_handed_over"]
@@ -39,7 +40,7 @@ def take_over(net, appliance):
         yield outcome["lossPercent"] == 0, f"{transport} {way}: {sent:.0f} packets, {outcome['lossPercent']} % lost"
     yield appliance.process.wait(timeout=60) == 0, "the process before has ended with its last allocation"
     last = settled(appliance.metrics, lambda numbers: numbers["halfway_clients_handed_over"] == 0)
-    yield last["halfway_clients_handed_over"] == 0 == allocations(last), "nobody is left, and nobody passed on"
+    yield last["halfway_clients_handed_over"] == 0 == total(last, "allocations"), "nobody is left, and nobody passed on"
     drops = {name: value for name, value in last.items() if "dropped_packets" in name and value}
     yield not drops, f"packets that the new process dropped: {drops or 'none'}"
 
@@ -47,10 +48,6 @@ def take_over(net, appliance):
 def clients(net, transport, way):
     uri = f"turn:{PUBLIC[4]}?transport={transport}"
     return load(net.public, SECRET, way, SECONDS, uri=uri, clients=CLIENTS, rate=RATE)
-
-
-def relayed(numbers):
-    return sum(value for name, value in numbers.items() if name.startswith("halfway_relayed_packets"))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 
-from appliance import ROOT, Appliance
+from appliance import ROOT, Appliance, packets_by_kernel, relayed_packets
 from cables import OneLink, receive, stretch
 from checks import settled, tell
 from load import found, load
@@ -65,14 +65,6 @@ def attached(net, wanted=True):
     return bool(settled(lambda: program(net)[0], lambda number: bool(number) == wanted)) == wanted
 
 
-def by_kernel(numbers):
-    return sum(value for name, value in numbers.items() if name.startswith("halfway_xdp_relayed_packets"))
-
-
-def relayed(numbers):
-    return sum(value for name, value in numbers.items() if name.startswith("halfway_relayed_packets"))
-
-
 def relays(net, scratch, mode):
     """Another implementation's client, in both families and between clients; and every number is as without it."""
     client, peers = net.sites
@@ -88,11 +80,11 @@ def relays(net, scratch, mode):
         for way, outcome in loads.items():
             yield not outcome.get("lossPercent", outcome.get("lost")), f"{way}: {outcome}"
         after = appliance.metrics()
-        share = (by_kernel(after) - by_kernel(before)) / (relayed(after) - relayed(before))
-        yield share > 0.97, f"the kernel relayed {share:.1%} of {relayed(after) - relayed(before):.0f} packets"
+        share = (packets_by_kernel(after) - packets_by_kernel(before)) / (relayed_packets(after) - relayed_packets(before))
+        yield share > 0.97, f"the kernel relayed {share:.1%} of {relayed_packets(after) - relayed_packets(before):.0f} packets"
         log = settled(lambda: appliance.log_file.read_text(), lambda log: log.count("allocation ended") > 50)
         told = sum(int(part.split("=")[1]) for part in log.split() if part.startswith("packets_to_"))
-        yield told == relayed(after), f"the log's lines of allocations add up: {told} of {relayed(after):.0f}"
+        yield told == relayed_packets(after), f"the log's lines of allocations add up: {told} of {relayed_packets(after):.0f}"
         yield True, f"left to user space: {passes(after) or 'nothing'}"
 
 
@@ -131,7 +123,7 @@ def comes_and_goes(net, scratch, mode):
         for who, books in ("clients", clients), ("peers", seen):
             wrong = {what: books.get(what, 0) for what in ("corrupted", "for another", "too late")}
             yield not any(wrong.values()), f"{who}: {wrong} of {books.get('packets', books.get('came back'))}"
-        share = by_kernel(numbers) / relayed(numbers)
+        share = packets_by_kernel(numbers) / relayed_packets(numbers)
         yield share > 0.97, f"the kernel relayed {share:.1%}; left to user space: {passes(numbers)}"
 
 
@@ -140,7 +132,7 @@ def ends_with_its_process(net, scratch, mode):
     client, _ = net.sites
     with halfway(net, scratch, mode) as appliance:
         running = start(net, client, "to-peer", 4)
-        yield settled(lambda: by_kernel(appliance.metrics()), lambda count: count > 1_000) > 1_000, "under load"
+        yield settled(lambda: packets_by_kernel(appliance.metrics()), lambda count: count > 1_000) > 1_000, "under load"
         appliance.process.kill()
         appliance.process.wait()
         yield attached(net, wanted=False), "killed: no program is left on the link"
@@ -151,17 +143,17 @@ def ends_with_its_process(net, scratch, mode):
         yield no_maps(), "no map of it is left"
     with halfway(net, scratch, mode) as appliance:
         outcome = found(start(net, client, "pair", 2))
-        count = by_kernel(appliance.metrics())
+        count = packets_by_kernel(appliance.metrics())
         yield outcome["lossPercent"] == 0 and count > 10_000, f"started again: {count:.0f} packets by the kernel"
         running = start(net, client, "pair", 8, rate=4_000)
-        before = settled(lambda: by_kernel(appliance.metrics()), lambda seen: seen > count + 1_000)
+        before = settled(lambda: packets_by_kernel(appliance.metrics()), lambda seen: seen > count + 1_000)
         yield before > count + 1_000, "under load again"
         (one, _) = program(net)
         appliance.process.send_signal(signal.SIGUSR2)
         taken = settled(lambda: program(net)[0], lambda now: now and now != one)
         yield taken not in (None, one), f"an upgrade: program {one} gives way to {taken}"
         outcome = found(start(net, client, "to-peer", 2))
-        count = by_kernel(appliance.metrics())
+        count = packets_by_kernel(appliance.metrics())
         yield outcome["lossPercent"] == 0 and count > 10_000, f"the next process has it: {count:.0f} packets"
         outcome = found(running)
         yield outcome["lossPercent"] < 0.1, f"allocations of the process before: {outcome['lossPercent']} % lost"
@@ -192,7 +184,7 @@ def is_not_alone(net, scratch, mode):
             yield outcome["lossPercent"] == 0, f"the second of two relays: {outcome['lossPercent']} % lost"
             yield program(net)[0] == number, "the first one keeps its program"
             outcome = found(start(net, client, "pair", 2))
-            yield outcome["lossPercent"] == 0 and by_kernel(one.metrics()) > 10_000, "and relays by it"
+            yield outcome["lossPercent"] == 0 and packets_by_kernel(one.metrics()) > 10_000, "and relays by it"
             said = (two.said + two.log_file.read_text()).count("another program is there")
             yield said == 1, f"the second says so: {said} time"
             one.process.terminate()
@@ -205,7 +197,7 @@ def is_not_alone(net, scratch, mode):
     with halfway(net, scratch, "auto") as appliance:
         outcome = found(start(net, client, "pair", 2))
         numbers = appliance.metrics()
-        yield outcome["lossPercent"] == 0 and not by_kernel(numbers), "somebody else's program: user space relays"
+        yield outcome["lossPercent"] == 0 and not packets_by_kernel(numbers), "somebody else's program: user space relays"
         yield program(net)[0] == foreign, "it is left alone"
         net.public.ip("link", "set", net.uplink, "xdp", "off")
         yield settled(lambda: program(net)[0], lambda now: now not in (None, foreign)) is not None, "and gone, ours is there"
@@ -219,7 +211,7 @@ def follows_interfaces(net, scratch, mode):
             net.public.ip("link", "set", net.uplink, what)
         net.public.route("default", "10.70.0.1")
         found(start(net, client, "pair", 1))
-        before = by_kernel(appliance.metrics())
+        before = packets_by_kernel(appliance.metrics())
         yield before > 5_000, f"down and up: {before:.0f} packets by the kernel"
         net.public.ip("link", "del", net.uplink)
         net.link(net.core, net.public, 0)
@@ -228,7 +220,7 @@ def follows_interfaces(net, scratch, mode):
         receive(net.core, f"{net.id}o0")
         yield attached(net), "gone and made anew: the program is there"
         found(start(net, client, "pair", 1))
-        yield by_kernel(appliance.metrics()) > before + 5_000, "and relays"
+        yield packets_by_kernel(appliance.metrics()) > before + 5_000, "and relays"
 
 
 def without_rights(net, scratch, mode):
@@ -239,7 +231,7 @@ def without_rights(net, scratch, mode):
         within = ["setpriv", f"--bounding-set={caps}", f"--inh-caps={caps}", "--"]
         with halfway(net, scratch, mode, within=within) as appliance:
             outcome = found(start(net, client, "pair", 2))
-            count = by_kernel(appliance.metrics())
+            count = packets_by_kernel(appliance.metrics())
             has, log = "bpf" in caps, appliance.said + appliance.log_file.read_text()
             yield outcome["lossPercent"] == 0 and (count > 10_000) == has, f"{caps}: {count:.0f} packets by the kernel"
             yield log.count("needs the capabilities") == (not has), f"{caps}: it says {'nothing' if has else 'so'}"
