@@ -90,7 +90,7 @@ async function talk(channel) {
   channel.onmessage = ({ data }) => inbox.take(data)
   if (channel.readyState !== 'open') await new Promise((resolve) => (channel.onopen = resolve))
   const opened_ms = Math.round(performance.now() - offered)
-  // node-datachannel now and then loses what arrives while its channel opens: who answers speaks second.
+  // What is said while a channel opens may be lost (examples/README.md): who answers speaks when something has come.
   if (!to) await inbox.begun
   await sendAll(writer(channel), { messages, size, blob, lossy: inbox.lossy })
   signal({ type: 'message', to: peer, payload: { messages, blob } })

@@ -73,7 +73,7 @@ async function talk(channel) {
   await new Promise((resolve) => channel.onOpen(resolve))
   const opened_ms = Date.now() - offered
   const pair = connection.getSelectedCandidatePair()
-  // node-datachannel now and then loses what arrives while its channel opens: who answers speaks second.
+  // What is said while a channel opens may be lost (examples/README.md): who answers speaks when something has come.
   if (!flags.to) await inbox.begun
   await sendAll(writer(channel), { messages, size, blob, lossy: inbox.lossy })
   signal({ type: 'message', to: peer, payload: { messages, blob } })

@@ -114,7 +114,7 @@ class Agent:
             await opened.wait()
         opened_ms = round((time.monotonic() - self.offered) * 1000)
         sent = {"messages": self.flags.messages, "blob": self.flags.blob}
-        # node-datachannel now and then loses what arrives while its channel opens: who answers speaks second.
+        # What is said while a channel opens may be lost (examples/README.md): who answers speaks when something has come.
         if not self.flags.to:
             await self.inbox.begun.wait()
         await send_all(writer(channel), **sent, size=self.flags.size, lossy=self.inbox.lossy)

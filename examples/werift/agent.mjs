@@ -138,7 +138,7 @@ async function talk(channel) {
   if (channel.readyState !== 'open') await channel.stateChanged.watch((state) => state === 'open')
   const opened_ms = Date.now() - offered
   const pair = connection.sctp.transport.iceTransport.getSelectedCandidatePair()
-  // node-datachannel now and then loses what arrives while its channel opens: who answers speaks second.
+  // What is said while a channel opens may be lost (examples/README.md): who answers speaks when something has come.
   if (!flags.to) await inbox.begun
   await sendAll(writer(channel), { messages, size, blob, lossy: inbox.lossy })
   signal({ type: 'message', to: peer, payload: { messages, blob } })
