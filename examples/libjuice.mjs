@@ -7,7 +7,7 @@ import { readFileSync } from 'node:fs'
  * wants a privilege). Call it before the first connection. A ClientHello that comes before there is a path is kept, but
  * libdatachannel (0.24.5) wakes the thread that shall read it while it still begins DTLS itself. If that one runs at once, the
  * packet is read with the next, which the other side sends a second later; if both run side by side, each may wait for what the
- * other holds, for good. Elsewhere, or without `taskset` and `chrt`, that is what may happen.
+ * other holds, for good (mended after 0.24.5). Elsewhere, or without `taskset` and `chrt`, that is what may happen.
  */
 export function finishBeforeYielding() {
   if (process.platform !== 'linux') return
