@@ -319,7 +319,6 @@ impl World {
         let tick = self.quotas.tick(self.now());
         self.forward.begin_batch(tick);
         let (end, payload, to) = self.of_client(&frame).or_else(|| self.of_peer(&frame))?;
-        self.links.insert(end, frame.link.clone());
         let (end, from, to, payload) = match to {
             Towards::Peer(ToPeer::Out { relay, to }) => {
                 let from = SocketAddr::new(self.policy.relays[usize::from(relay.relay)].bound, relay.port);
@@ -359,11 +358,13 @@ impl World {
         if padding > 3 || !self.announced.get(&client)?.contains(&channel) {
             return None;
         }
+        let end = (client, channel, true);
+        self.links.insert(end, frame.link.clone());
         let Self { forward, policy, counters, .. } = self;
         let passed = forward.to_peer(policy, counters, &client, channel, Load::one(payload.len()));
-        // A relayed address of ours whose allocation is gone.
+        // A relayed address of ours whose allocation is gone: the client was heard all the same.
         let to = passed?.to;
-        Some(((client, channel, true), payload.to_vec(), Towards::Peer(to)))
+        Some((end, payload.to_vec(), Towards::Peer(to)))
     }
 
     fn of_peer(&mut self, frame: &Frame) -> Option<(End, Vec<u8>, Towards)> {
@@ -377,7 +378,9 @@ impl World {
         let load = Load::one(frame.payload.len());
         let to = self.forward.to_client(&mut self.counters, relay, peer, load)?.to;
         let Wrap::Channel(channel) = to.wrap else { return None };
-        Some(((to.client, channel, false), frame.payload.clone(), Towards::Client(relay, peer)))
+        let end = (to.client, channel, false);
+        self.links.insert(end, frame.link.clone());
+        Some((end, frame.payload.clone(), Towards::Client(relay, peer)))
     }
 
     /// For the client of `relay`, on its channel to `peer`.
