@@ -80,8 +80,8 @@ def relays(net, scratch, mode):
         for way, outcome in loads.items():
             yield not outcome.get("lossPercent", outcome.get("lost")), f"{way}: {outcome}"
         after = appliance.metrics()
-        share = (packets_by_kernel(after) - packets_by_kernel(before)) / (relayed_packets(after) - relayed_packets(before))
-        yield share > 0.97, f"the kernel relayed {share:.1%} of {relayed_packets(after) - relayed_packets(before):.0f} packets"
+        relayed, by_kernel = (count(after) - count(before) for count in (relayed_packets, packets_by_kernel))
+        yield by_kernel > 0.97 * relayed, f"the kernel relayed {by_kernel / relayed:.1%} of {relayed:.0f} packets"
         log = settled(lambda: appliance.log_file.read_text(), lambda log: log.count("allocation ended") > 50)
         told = sum(int(part.split("=")[1]) for part in log.split() if part.startswith("packets_to_"))
         yield told == relayed_packets(after), f"the log's lines of allocations add up: {told} of {relayed_packets(after):.0f}"
